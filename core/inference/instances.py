@@ -1,0 +1,76 @@
+"""Instances from the network's maps: seeds from the distance map, then a watershed.
+
+The network predicts, per pixel, the probabilities of background, interior and boundary and the
+distance to the object's border divided by the object's largest distance. That ratio is 1 in the
+middle and small at every border, whatever the object's size, so cutting it at a level gives one
+seed per object even where objects touch; the watershed grows the seeds down the distance map to
+the limits of the foreground.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tttunet.models.config import InstanceDecoding
+
+
+def decode_instances(maps: np.ndarray, decoding: InstanceDecoding) -> np.ndarray:
+    """Read instances from the predicted maps.
+
+    Args:
+        maps: [4, *spatial] float32: probabilities of background, interior and boundary, and the
+            normalised distance. 2D or 3D.
+        decoding: thresholds and sizes.
+
+    Returns:
+        [*spatial] uint32, 0 background, objects numbered 1..n.
+    """
+    from scipy import ndimage
+    from skimage.segmentation import watershed
+
+    distance = maps[3]
+    foreground = 1.0 - maps[0] > decoding.foreground
+    seed_map = ndimage.gaussian_filter(distance, decoding.smoothing)
+    seeds, _ = ndimage.label((seed_map > decoding.seed) & foreground)
+    seeds = _add_unseeded_components(seeds, foreground)
+    labels = watershed(-seed_map, seeds, mask=foreground)
+    return clean_instances(labels, decoding.min_size, decoding.fill_holes)
+
+
+def _add_unseeded_components(seeds: np.ndarray, foreground: np.ndarray) -> np.ndarray:
+    """Give a foreground component in which no seed was found one of its own."""
+    from scipy import ndimage
+
+    components, count = ndimage.label(foreground)
+    has_seed = np.zeros(count + 1, bool)
+    has_seed[np.unique(components[seeds > 0])] = True
+    has_seed[0] = True
+    unseeded = ~has_seed[components]
+    return np.where(unseeded, components + seeds.max(), seeds)
+
+
+def clean_instances(labels: np.ndarray, min_size: int, fill_holes: bool) -> np.ndarray:
+    """Drop small objects, fill holes inside objects, number the rest 1..n.
+
+    Args:
+        labels: [*spatial] integers, 0 background.
+        min_size: in pixels or voxels.
+        fill_holes: background enclosed by one object becomes part of it.
+
+    Returns:
+        [*spatial] uint32.
+    """
+    from scipy import ndimage
+
+    size = np.bincount(labels.ravel())
+    keep = size >= max(min_size, 1)
+    keep[0] = False
+    lookup = np.zeros(len(size), np.uint32)
+    lookup[keep] = np.arange(1, keep.sum() + 1)
+    cleaned = lookup[labels]
+    if fill_holes:
+        for number, box in enumerate(ndimage.find_objects(cleaned), start=1):
+            view = cleaned[box]
+            filled = ndimage.binary_fill_holes(view == number)
+            view[filled & (view == 0)] = number
+    return cleaned

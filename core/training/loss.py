@@ -1,0 +1,80 @@
+"""Dice + cross-entropy with deep supervision and an ignore label, and the distance loss.
+
+Written here because MONAI's Dice + CE knows no ignore label, which sparse corrections need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tttunet.training.prepare import IGNORE
+
+DICE_SMOOTHING = 1e-5
+#: Pixels of objects count more than background in the distance loss: they carry the seeds.
+OBJECT_WEIGHT = 3.0
+#: Weight of the distance loss beside Dice + CE.
+DISTANCE_WEIGHT = 2.0
+
+
+def soft_dice_loss(logits: Tensor, classes: Tensor) -> Tensor:
+    """1 - mean soft Dice over the foreground classes, over the batch as a whole.
+
+    Args:
+        logits: [batch, C, *spatial].
+        classes: [batch, *spatial] int64; `IGNORE` is left out.
+    """
+    valid = (classes != IGNORE)[:, None]
+    probability = logits.softmax(1) * valid
+    onehot = torch.zeros_like(probability).scatter_(1, classes.clamp_min(0)[:, None], 1.0) * valid
+    axes = (0, *range(2, logits.ndim))
+    overlap = (probability * onehot).sum(axes)[1:]
+    total = (probability + onehot).sum(axes)[1:]
+    return 1 - ((2 * overlap + DICE_SMOOTHING) / (total + DICE_SMOOTHING)).mean()
+
+
+def segmentation_loss(logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
+    """Dice + CE at one resolution; with `distance` the last channel is the distance map."""
+    logits = logits.float()
+    classes = targets["classes"]
+    valid = classes != IGNORE
+    regression = torch.zeros((), device=logits.device)
+    if "distance" in targets:
+        logits, predicted = logits[:, :-1], logits[:, -1:]
+        weight = valid[:, None] * (1 + (OBJECT_WEIGHT - 1) * (targets["distance"] > 0))
+        error = F.smooth_l1_loss(predicted, targets["distance"], reduction="none", beta=0.1)
+        regression = (weight * error).sum() / weight.sum().clamp_min(1)
+    entropy = F.cross_entropy(logits, classes, ignore_index=IGNORE, reduction="sum")
+    entropy = entropy / valid.sum().clamp_min(1)
+    return entropy + soft_dice_loss(logits, classes) + DISTANCE_WEIGHT * regression
+
+
+def deep_supervision_loss(outputs: Sequence[Tensor], targets: dict[str, Tensor]) -> Tensor:
+    """Weighted sum over resolutions, highest first: weights 1, 1/2, 1/4, ..., normalised.
+
+    As in nnU-Net the lowest resolution has weight 0 (unless it is the only one). Targets are
+    brought to each resolution by nearest-neighbour sampling.
+    """
+    weights = [0.5**i for i in range(len(outputs))]
+    if len(weights) > 1:
+        weights[-1] = 0.0
+    total = torch.zeros((), device=outputs[0].device)
+    for weight, output in zip(weights, outputs, strict=True):
+        if weight:
+            resized = {name: _resize(target, output) for name, target in targets.items()}
+            total = total + weight * segmentation_loss(output, resized)
+    return total / sum(weights)
+
+
+def _resize(target: Tensor, like: Tensor) -> Tensor:
+    """Nearest-neighbour sampling of [batch, (1,) *spatial] to the spatial size of `like`."""
+    size = like.shape[2:]
+    if target.shape[-len(size) :] == size:
+        return target
+    if target.ndim == like.ndim:
+        return F.interpolate(target, size=size, mode="nearest")
+    resized = F.interpolate(target[:, None].float(), size=size, mode="nearest")
+    return resized[:, 0].to(target.dtype)

@@ -1,0 +1,206 @@
+"""Preprocessing once, before training: read, normalise, remember where the foreground is."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from tttunet.errors import DatasetError
+from tttunet.files import atomic_write
+from tttunet.imaging.image import Image
+from tttunet.imaging.normalise import normalise, prepare_channels
+from tttunet.imaging.readers import load_image, load_labels
+from tttunet.models.config import Plan
+from tttunet.training.dataset import Case, Dataset, Split
+
+#: Pixels that nobody labelled, whatever number the data set uses for them.
+IGNORE = -1
+
+#: Raise it when the content of the cache changes its meaning.
+_CACHE_VERSION = 1
+
+#: Foreground positions kept per object, or per class and image.
+_LOCATIONS = {"instance": 16, "semantic": 2000}
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """A case ready for training: arrays in memory, or paths of `.npy` files.
+
+    Paths are opened memory-mapped, so a patch costs the reading of that patch and a case can be
+    handed to a worker process for nothing.
+
+    Attributes:
+        image: [C, *spatial] float16, normalised.
+        label: [*spatial] int32; `IGNORE` where nothing is known.
+        locations: [n, 1 + dim] int32, rows (label, position) sorted by label, foreground only.
+    """
+
+    name: str
+    image: Path | np.ndarray
+    label: Path | np.ndarray
+    locations: Path | np.ndarray
+    group: str | None = None
+    modality: str | None = None
+
+    def open(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Image, label and locations; read-only where they come from disk."""
+        image, label, locations = (
+            _map(part) if isinstance(part, Path) else part
+            for part in (self.image, self.label, self.locations)
+        )
+        return image, label, locations
+
+
+@functools.cache
+def _header(path: Path) -> tuple[np.dtype, tuple[int, ...], int]:
+    """Parsing the header of a `.npy` file takes longer than reading a patch, so do it once."""
+    array = np.load(path, mmap_mode="r")
+    return array.dtype, array.shape, array.offset
+
+
+def _map(path: Path) -> np.ndarray:
+    dtype, shape, offset = _header(path)
+    return np.memmap(path, dtype, "r", offset, shape)
+
+
+def prepare(
+    dataset: Dataset,
+    plan: Plan,
+    cache_dir: str | Path | None = None,
+    progress: Progress | None = None,
+    *,
+    split: Split = "train",
+    channels: int | None = None,
+) -> list[PreparedCase]:
+    """Bring the cases of one split into the form that training reads.
+
+    Args:
+        dataset: from `open_dataset`.
+        plan: channels, normalisation and percentiles are used.
+        cache_dir: where to keep the result; used again as long as neither the source files nor
+            the plan's preprocessing change. None: keep everything in memory.
+        progress: called with (cases done, cases in all).
+        split: "train" or "val".
+        channels: input channels of the network; by default 3 for `rgb`, else the image's own.
+
+    Raises:
+        DatasetError: an image does not fit its label, the plan or the classes.
+        ImageError: a file cannot be read.
+    """
+    if plan.spacing is not None:
+        raise DatasetError(
+            f"Training at a fixed spacing ({plan.spacing}) is not supported yet.",
+            "Resample the data set first and leave the spacing out of the plan.",
+        )
+    cases = dataset.cases[split]
+    folder = None if cache_dir is None else Path(cache_dir) / dataset.name
+    prepared = []
+    for done, case in enumerate(cases, start=1):
+        prepared.append(_prepare_case(case, dataset, plan, folder, channels))
+        if progress is not None:
+            progress(done, len(cases))
+    return prepared
+
+
+def _prepare_case(
+    case: Case, dataset: Dataset, plan: Plan, folder: Path | None, channels: int | None
+) -> PreparedCase:
+    if folder is None:
+        arrays = _compute(case, dataset, plan, channels)
+        return PreparedCase(case.name, *arrays, case.group, case.modality)
+    key = _cache_key(case, dataset, plan, channels)
+    image, label, locations = (
+        folder / f"{case.name}-{key}.{part}.npy" for part in ("image", "label", "locations")
+    )
+    if not (image.exists() and label.exists() and locations.exists()):
+        arrays = _compute(case, dataset, plan, channels)
+        for path, array in zip((image, label, locations), arrays, strict=True):
+            with atomic_write(path, overwrite=True) as temporary:
+                np.save(temporary, array)
+    return PreparedCase(case.name, image, label, locations, case.group, case.modality)
+
+
+def _cache_key(case: Case, dataset: Dataset, plan: Plan, channels: int | None) -> str:
+    sources = []
+    for path in (*case.images, case.label):
+        state = path.stat()
+        sources.append((str(path.resolve()), state.st_mtime_ns, state.st_size))
+    settings = (plan.channels, plan.normalisation, plan.percentiles, channels)
+    content = (_CACHE_VERSION, sources, settings, dataset.task, dataset.dim, dataset.ignore)
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _compute(
+    case: Case, dataset: Dataset, plan: Plan, channels: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    pixels = _read_channels(case, plan, channels)
+    label = _read_label(case, dataset)
+    if pixels.ndim - 1 != dataset.dim or len(plan.patch_size) != dataset.dim:
+        raise DatasetError(
+            f"{case.images[0]} has {pixels.ndim - 1} spatial dimensions, the data set "
+            f"{dataset.dim} and the plan {len(plan.patch_size)}."
+        )
+    if pixels.shape[1:] != label.shape:
+        raise DatasetError(
+            f"{case.images[0]} has shape {pixels.shape[1:]} but its label {label.shape}."
+        )
+    image = normalise(pixels, plan.normalisation, plan.percentiles).astype(np.float16)
+    return image, label, _locations(label, _LOCATIONS[dataset.task])
+
+
+def _read_channels(case: Case, plan: Plan, channels: int | None) -> np.ndarray:
+    """[C, *spatial]; several files are one channel each."""
+    if len(case.images) > 1:
+        parts = [_channels(load_image(path), "as_is", 1) for path in case.images]
+        if any(part.shape != parts[0].shape for part in parts):
+            raise DatasetError(f"The channels of {case.name} differ in shape.")
+        pixels = np.concatenate(parts)
+        if channels is not None and len(pixels) != channels:
+            raise DatasetError(f"{case.name} has {len(pixels)} channels, not {channels}.")
+        return pixels
+    image = load_image(case.images[0])
+    own = image.array.shape[image.axes.index("C")] if "C" in image.axes else 1
+    return _channels(image, plan.channels, channels or (3 if plan.channels == "rgb" else own))
+
+
+def _channels(image: Image, scheme: Literal["rgb", "as_is"], count: int) -> np.ndarray:
+    if "T" in image.axes:
+        raise DatasetError(
+            f"{image.path} is a time series.", "Save its time points as separate images."
+        )
+    return prepare_channels(image, scheme, count)
+
+
+def _read_label(case: Case, dataset: Dataset) -> np.ndarray:
+    label = load_labels(case.label).array.astype(np.int64)
+    if dataset.ignore is not None:
+        label[label == dataset.ignore] = IGNORE
+    if dataset.task == "semantic":
+        unknown = set(np.unique(label).tolist()) - {IGNORE, 0, *dataset.classes}
+        if unknown:
+            raise DatasetError(f"{case.label} has values without a class: {sorted(unknown)[:5]}.")
+    if label.min(initial=0) < IGNORE or label.max(initial=0) >= 2**24:
+        raise DatasetError(f"{case.label} has values outside 0..{2**24 - 1}.")
+    return label.astype(np.int32)
+
+
+def _locations(label: np.ndarray, per_label: int) -> np.ndarray:
+    """Up to `per_label` random positions of every label above 0."""
+    flat = label.ravel()
+    positions = np.random.default_rng(0).permutation(np.flatnonzero(flat > 0))
+    positions = positions[np.argsort(flat[positions], kind="stable")]
+    _, first, counts = np.unique(flat[positions], return_index=True, return_counts=True)
+    rank = np.arange(len(positions)) - np.repeat(first, counts)
+    positions = positions[rank < per_label]
+    coordinates = np.unravel_index(positions, label.shape)
+    return np.stack([flat[positions], *coordinates], axis=1).astype(np.int32)

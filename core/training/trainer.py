@@ -1,0 +1,281 @@
+"""The training loop, 2D and 3D, semantic and instance, on one device or several."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from tttunet.errors import Cancelled, TTTUNetError
+from tttunet.files import atomic_write
+from tttunet.models.config import ModelConfig
+from tttunet.models.model import Model, load_model
+from tttunet.training.augment import AugmentConfig
+from tttunet.training.checkpoint import load_checkpoint, save_checkpoint
+from tttunet.training.config import TrainConfig
+from tttunet.training.history import History
+from tttunet.training.loader import make_loader
+from tttunet.training.loss import deep_supervision_loss
+from tttunet.training.prepare import PreparedCase
+from tttunet.training.targets import batch_targets
+from tttunet.training.validation import validate
+
+#: Mean loss is recorded once per this many steps.
+LOG_EVERY = 20
+#: This many steps in a row without a finite gradient end the training.
+MAX_BAD_STEPS = 20
+SGD_MOMENTUM = 0.99
+POLY_POWER = 0.9
+
+
+class TrainingFailed(TTTUNetError):
+    """Training diverged; the models saved before are intact."""
+
+
+@dataclass(frozen=True)
+class TrainEvent:
+    """What a listener hears: `kind` is `step` or `validation`."""
+
+    kind: str
+    step: int
+    progress: float
+    elapsed: float
+    loss: float
+    score: float | None = None
+
+    @property
+    def remaining(self) -> float | None:
+        """Estimated seconds left, None before the first step."""
+        return self.elapsed * (1 - self.progress) / self.progress if self.progress else None
+
+
+class Trainer:
+    """Trains one model; `run` may be interrupted at any point and resumed exactly.
+
+    The folder holds `model/` (the best model so far), `checkpoint.pt`, `history.jsonl`,
+    `loss.png` and `training.json`.
+
+    Args:
+        model: what to train, with the weights to start from.
+        train_cases, val_cases: from `training.prepare`.
+        config: the recipe.
+        folder: output folder.
+        listener: called with a `TrainEvent` after every `LOG_EVERY` steps and every validation.
+        cancel: asked at every step; True saves a checkpoint and raises `Cancelled`.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        train_cases: list[PreparedCase],
+        val_cases: list[PreparedCase],
+        config: TrainConfig,
+        folder: str | Path,
+        *,
+        listener: Callable[[TrainEvent], None] | None = None,
+        cancel: Callable[[], bool] | None = None,
+        device: str = "auto",
+        devices: int = 1,
+    ) -> None:
+        if config.steps is None and config.max_minutes is None:
+            raise ValueError("give the training a number of steps or minutes")
+        self.model_config: ModelConfig = model.config
+        self.config = config
+        self.train_cases, self.val_cases = train_cases, val_cases
+        self.folder = Path(folder)
+        self.listener = listener or (lambda event: None)
+        self.cancel = cancel or (lambda: False)
+        self.fabric = Fabric(accelerator=device, devices=devices, precision=_precision(config))
+        self.fabric.launch()
+        self.optimizer = _optimizer(model.network, config)
+        self.average = AveragedModel(model.network, avg_fn=_average(config.ema_decay))
+        self.network, self.optimizer = self.fabric.setup(model.network, self.optimizer)
+        self.network.mark_forward_method("forward_all")
+        self.average.to(self.fabric.device)
+        self.step, self.elapsed, self.best = 0, 0.0, -1.0
+
+    def run(self, *, resume: bool = False) -> Model:
+        """Train to the end of the budget; returns the best model.
+
+        Raises:
+            Cancelled: asked to stop; a checkpoint was saved.
+            TrainingFailed: the loss stayed non-finite.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if resume:
+            self._restore(load_checkpoint(self.folder))
+        else:
+            with atomic_write(self.folder / "training.json", overwrite=True) as temporary:
+                temporary.write_text(json.dumps(self.config.model_dump(), indent=2) + "\n")
+        history = History(self.folder, self.step)
+        start = time.monotonic() - self.elapsed
+        bad_steps, losses = 0, []
+        for image, targets in self._batches():
+            if self.progress >= 1:
+                break
+            if self.cancel():
+                self._save()
+                raise Cancelled("Training was cancelled.", "Go on with it by --resume.")
+            loss = self._train_step(image, targets)
+            bad_steps = 0 if loss is not None else bad_steps + 1
+            if bad_steps >= MAX_BAD_STEPS:
+                raise TrainingFailed(
+                    f"The loss was not finite for {bad_steps} steps before step {self.step}.",
+                    "Lower the learning rate or train in full precision (32-true).",
+                )
+            if loss is not None:
+                losses.append(loss)
+            self.step += 1
+            self.elapsed = time.monotonic() - start
+            if losses and self.step % LOG_EVERY == 0:
+                mean = sum(losses) / len(losses)
+                losses.clear()
+                history.add(step=self.step, elapsed=self.elapsed, lr=self._rate(), loss=mean)
+                self._tell("step", mean)
+            if self.step % self.config.validate_every == 0 and self.progress < 1:
+                self._validate(history)
+                self.elapsed = time.monotonic() - start
+                self._save()
+        self._validate(history)
+        self._save()
+        return load_model(self.folder / "model")
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is used up, 0 to 1."""
+        steps, minutes = self.config.steps, self.config.max_minutes
+        by_steps = self.step / steps if steps else 0.0
+        by_time = self.elapsed / (60 * minutes) if minutes else 0.0
+        return min(1.0, max(by_steps, by_time))
+
+    def _batches(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        config = self.config
+        patch = self.model_config.plan.patch_size
+        loader = make_loader(
+            self.train_cases,
+            patch,
+            config.batch_size,
+            augment=config.augment or AugmentConfig.for_patch(patch),
+            # Every process draws an order of its own.
+            seed=config.seed + 1_000_003 * self.fabric.global_rank,
+            start_step=self.step,
+            workers=config.workers,
+            oversample_foreground=config.oversample_foreground,
+            balance="modality" if config.balance_modalities else "none",
+            balance_exponent=config.balance_modalities,
+        )
+        for image, labels in loader:
+            targets = batch_targets(labels, self.model_config.task)
+            yield self.fabric.to_device((image, targets))
+
+    def _train_step(self, image: Tensor, targets: dict[str, Tensor]) -> float | None:
+        """One optimiser step; None if the gradient was not finite and the step left out."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate()
+        self.network.train()
+        # On one device Fabric calls marked methods outside of its own autocast.
+        with self.fabric.autocast():
+            outputs = self.network.forward_all(image)
+        loss = deep_supervision_loss(outputs, targets)
+        self.optimizer.zero_grad()
+        self.fabric.backward(loss)
+        norm = self.fabric.clip_gradients(
+            self.network, self.optimizer, max_norm=self.config.clip_norm, error_if_nonfinite=False
+        )
+        if not torch.isfinite(norm):
+            return None
+        self.optimizer.step()
+        self.average.update_parameters(self.network.module)
+        return float(loss.detach())
+
+    def _rate(self) -> float:
+        warmup = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
+        return self.config.learning_rate * warmup * (1 - self.progress) ** POLY_POWER
+
+    def _validate(self, history: History) -> None:
+        """Score the averaged weights on whole validation images and keep the best model."""
+        model = Model(self.average.module.eval(), self.model_config)
+        score = float("nan")
+        if self.val_cases:
+            limit = self.config.validation_cases or len(self.val_cases)
+            every = max(1, len(self.val_cases) // limit)
+            score = validate(model, self.val_cases[::every][:limit], self.fabric.device)
+            history.add(step=self.step, elapsed=self.elapsed, score=score)
+        if not self.val_cases or score >= self.best:
+            self.best = score
+            if self.fabric.is_global_zero:
+                model.save(self.folder / "model", overwrite=True, dtype="fp32")
+        if self.fabric.is_global_zero:
+            history.plot("F1" if self.model_config.task == "instance" else "Dice")
+        self._tell("validation", history.rows[-1].get("loss", float("nan")), score)
+
+    def _tell(self, kind: str, loss: float, score: float | None = None) -> None:
+        self.listener(TrainEvent(kind, self.step, self.progress, self.elapsed, loss, score))
+
+    def _save(self) -> None:
+        if self.fabric.is_global_zero:
+            state: dict[str, Any] = {
+                "network": self.network.module.state_dict(),
+                "average": self.average.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "elapsed": self.elapsed,
+                "best": self.best,
+            }
+            save_checkpoint(self.folder, state)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.network.module.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.elapsed, self.best = state["step"], state["elapsed"], state["best"]
+
+
+def _precision(config: TrainConfig) -> str:
+    """Mixed precision where the hardware multiplies it fast: CUDA, and CPUs with AMX tiles.
+
+    Other CPUs emulate bf16 and are many times slower with it.
+    """
+    if config.precision is not None:
+        return config.precision
+    if torch.cuda.is_available():
+        return "16-mixed"
+    return "bf16-mixed" if torch.cpu._is_amx_tile_supported() else "32-true"
+
+
+def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW, or nnU-Net's SGD. Only weight matrices and filters decay."""
+    groups = [
+        {"params": [p for p in network.parameters() if p.ndim >= 2]},
+        {"params": [p for p in network.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    if config.optimiser == "sgd":
+        return torch.optim.SGD(
+            groups,
+            lr=config.learning_rate,
+            momentum=SGD_MOMENTUM,
+            nesterov=True,
+            weight_decay=config.weight_decay,
+        )
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+
+
+def _average(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Exponential moving average whose first steps are plain means, so that it starts fast."""
+
+    def update(average: Tensor, value: Tensor, count: Tensor) -> Tensor:
+        share = torch.clamp(1.0 / (count + 1.0), min=1.0 - decay)
+        return average + share.to(average.device) * (value.detach() - average)
+
+    return update
