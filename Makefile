@@ -1,0 +1,43 @@
+# Every target sets up .venv first (tools/setup.sh), which is quick once it is there.
+#   make CONSTRAINTS=constraints-ci.txt test    with the versions CI uses
+#   make PYTHON=python3.12 demo                 with a chosen interpreter (before .venv exists)
+
+PYTHON ?=
+EXTRAS ?= test
+CONSTRAINTS ?=
+export PYTHON EXTRAS CONSTRAINTS
+
+RUN := .venv/bin/python -m
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint typecheck format clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: ## create .venv and install into it
+	@bash tools/setup.sh
+
+demo: setup ## segment the sample images with the shipped model
+	$(RUN) tttunet demo
+
+test: setup ## run the fast tests
+	$(RUN) pytest
+
+test-slow: setup ## run the slow tests
+	$(RUN) pytest -m slow
+
+lint: setup ## check style and formatting
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+format: setup ## mend style and formatting
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+typecheck: setup ## check types
+	$(RUN) mypy
+
+clean: ## remove caches and build products, keep .venv
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""TTT-UNet in napari. The manifest `napari.yaml` says what the plugin contributes."""

@@ -1,0 +1,1 @@
+"""Files that ship with the package: models and their cards, recipes, samples, icons."""
