@@ -1,0 +1,143 @@
+"""Reading images and labels from files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from tttunet.errors import ImageError, TTTUNetError
+from tttunet.imaging import itk, raster, tiff
+from tttunet.imaging.image import Image
+
+SUFFIXES = tuple(sorted({*tiff.SUFFIXES, *raster.SUFFIXES, *itk.SUFFIXES}, key=len, reverse=True))
+_LARGEST_LABEL = np.iinfo(np.uint32).max
+
+
+def image_suffix(path: str | Path) -> str:
+    """The suffix that decides the format, in lower case (".nii.gz", ".ome.tif"), or ""."""
+    name = Path(path).name.lower()
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+
+
+def image_stem(path: str | Path) -> str:
+    """The file name without folder and suffixes: "case.1.nii.gz" is "case.1"."""
+    path = Path(path)
+    suffix = image_suffix(path)
+    return path.name[: -len(suffix)] if suffix else path.stem
+
+
+def load_image(path: str | Path, axes: str | None = None) -> Image:
+    """Reads an image: TIFF, OME-TIFF, PNG, JPEG, BMP, NIfTI, NRRD or MetaImage.
+
+    Args:
+        path: the file.
+        axes: one letter per dimension of what is stored (T time, C channel, Z, Y, X, S colour
+            samples), if the file does not say it or says it wrongly.
+
+    Returns:
+        The image, with alpha and axes of size 1 dropped, sorted to TCZYX, dtype as stored.
+
+    Raises:
+        ImageError: the file is missing, unreadable, damaged or no image, or its axes are
+            ambiguous or contradict `axes`.
+    """
+    return _load(path, axes, palette_numbers=False)
+
+
+def load_labels(path: str | Path, axes: str | None = None) -> Image:
+    """Reads a label image: one whole number per pixel, 0 for background.
+
+    Args:
+        path: a file of any format that `load_image` reads; a palette image gives its numbers.
+        axes: as for `load_image`.
+
+    Returns:
+        The labels, an integer dtype without C axis. Booleans become uint8, whole floating-point
+        numbers uint32.
+
+    Raises:
+        ImageError: as for `load_image`; or there are several channels, fractions, negative or
+            non-finite numbers.
+    """
+    image = _load(path, axes, palette_numbers=True)
+    if "C" in image.axes:
+        kind = "a colour image" if image.rgb else f"an image of {image.channels} channels"
+        raise ImageError(
+            f"'{path}' is {kind}; labels need one whole number per pixel.",
+            "Save the label numbers as a single-channel TIFF or PNG file.",
+        )
+    return image.with_array(_whole_numbers(image.array, path), image.axes)
+
+
+def _whole_numbers(array: np.ndarray, path: str | Path) -> np.ndarray:
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8)
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all() or (array != np.floor(array)).any():
+            raise ImageError(
+                f"'{path}' has fractions or non-finite numbers, so it holds no labels.",
+                "Labels are whole numbers; is this an image or a probability map?",
+            )
+        if array.max() > _LARGEST_LABEL:
+            raise ImageError(f"'{path}' has labels above {_LARGEST_LABEL}.")
+    if array.min() < 0:
+        raise ImageError(
+            f"'{path}' has negative labels.", "Use 0 for background and 1, 2, ... for objects."
+        )
+    return array.astype(np.uint32) if array.dtype.kind == "f" else array
+
+
+def _load(path: str | Path, axes: str | None, palette_numbers: bool) -> Image:
+    path = Path(path)
+    suffix, name = _check_file(path), image_stem(path)
+    try:
+        if suffix in tiff.SUFFIXES:
+            return tiff.read_tiff(path, axes, name)
+        if suffix in raster.SUFFIXES:
+            return raster.read_raster(path, axes, name, palette_numbers)
+        return itk.read_itk(path, suffix, axes, name)
+    except TTTUNetError:
+        raise
+    except ImportError as error:
+        raise ImageError(
+            f"'{path}' needs the missing package '{error.name}'.", f"pip install {error.name}"
+        ) from error
+    except Exception as error:  # the decoders raise whatever they meet in a damaged file
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise ImageError(
+                f"'{path}' does not fit into memory.", "Crop it or save it at a lower resolution."
+            ) from error
+        if "orthonormal" in str(error):
+            raise ImageError(
+                f"'{path}' has axes that are not at right angles.",
+                "Resample it to a regular grid, e.g. in 3D Slicer.",
+            ) from error
+        raise ImageError(
+            f"'{path}' cannot be read: it is damaged, incomplete or not a {suffix} file.",
+            "Open it in the program that wrote it and export it again.",
+        ) from error
+
+
+def _check_file(path: Path) -> str:
+    """Checks what can be checked without reading the file; gives its suffix."""
+    try:
+        status = os.stat(path)
+    except PermissionError as error:
+        raise ImageError(f"'{path}' cannot be read: permission denied.") from error
+    except (OSError, ValueError) as error:
+        raise ImageError(f"'{path}' does not exist.", "Check the name and the folder.") from error
+    if path.is_dir():
+        raise ImageError(f"'{path}' is a folder.", "Give the name of an image file.")
+    suffix = image_suffix(path)
+    if not suffix:
+        raise ImageError(
+            f"'{path}' is of a type that cannot be read.",
+            "Known are TIFF, PNG, JPEG, BMP, NIfTI (.nii, .nii.gz), NRRD and MHA/MHD.",
+        )
+    if status.st_size == 0:
+        raise ImageError(f"'{path}' is empty (0 bytes).", "Copy or download it again.")
+    if not os.access(path, os.R_OK):
+        raise ImageError(f"'{path}' cannot be read: permission denied.")
+    return suffix
