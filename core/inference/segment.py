@@ -133,7 +133,7 @@ def segment(
     return Result(stacked, image, name, time.perf_counter() - start, settings)
 
 
-def predict_labels(
+def predict_maps(
     model: Model,
     array: np.ndarray,
     *,
@@ -141,25 +141,24 @@ def predict_labels(
     tile: Sequence[int] | None = None,
     overlap: float = 0.25,
     mirror: bool = False,
-    decoding: InstanceDecoding | None = None,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> np.ndarray:
-    """Labels of one normalised array.
+    """The network's maps of one normalised array.
 
     Args:
         array: [C, *spatial] float32, normalised by the model's plan.
         The others are those of `segment`.
 
     Returns:
-        [*spatial] uint32 instances, or classes as uint8 (uint16 above 255 classes).
+        [K, *spatial] float32: class probabilities; for instances the channels of
+        `models.config.INSTANCE_CHANNELS`.
     """
     config = model.config
-    instance = config.task == "instance"
-    maps = predict(
+    return predict(
         model.network.to(device).eval(),
         array,
-        instance_activation if instance else semantic_activation,
+        instance_activation if config.task == "instance" else semantic_activation,
         tile=tile or automatic_tile(model),
         stride=config.network.total_stride,
         overlap=overlap,
@@ -168,7 +167,24 @@ def predict_labels(
         progress=progress,
         cancel=cancel,
     )
-    if instance:
+
+
+def predict_labels(
+    model: Model, array: np.ndarray, *, decoding: InstanceDecoding | None = None, **options: Any
+) -> np.ndarray:
+    """Labels of one normalised array.
+
+    Args:
+        array: [C, *spatial] float32, normalised by the model's plan.
+        decoding: replaces the model's thresholds for instances.
+        options: those of `predict_maps`.
+
+    Returns:
+        [*spatial] uint32 instances, or classes as uint8 (uint16 above 255 classes).
+    """
+    config = model.config
+    maps = predict_maps(model, array, **options)
+    if config.task == "instance":
         rules = decoding or config.plan.decoding
         assert rules is not None
         return decode_instances(maps, rules)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 NEGATIVE_SLOPE = 0.01
-CONV = {2: nn.Conv2d, 3: nn.Conv3d}
-CONV_TRANSPOSE = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+Build = Callable[..., nn.Module]
+CONV: dict[int, Build] = {2: nn.Conv2d, 3: nn.Conv3d}
+CONV_TRANSPOSE: dict[int, Build] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+INSTANCE_NORM: dict[int, Build] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
 def same_conv(
@@ -56,7 +59,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = (
             CONV[dim](in_channels, out_channels, 1, stride) if project else nn.Identity()
         )
-        self.activation = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
+        self.activation = nn.LeakyReLU(NEGATIVE_SLOPE)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.activation(self.norm1(self.conv1(x)))

@@ -22,7 +22,7 @@ from tttunet.training.config import TrainConfig
 from tttunet.training.dataset import Dataset, open_dataset
 from tttunet.training.planning import load_recipe, plan_training
 from tttunet.training.prepare import PreparedCase, Progress, prepare
-from tttunet.training.trainer import TrainEvent, Trainer
+from tttunet.training.trainer import Trainer, TrainEvent
 
 #: Used if neither steps nor minutes are given.
 DEFAULT_MINUTES = 60.0
