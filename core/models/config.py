@@ -1,0 +1,127 @@
+"""What `model.json` holds: the network, the plan, the labels, the card, the weights' checksum."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from pydantic import Field, model_validator
+
+from tttunet.networks.config import NetworkConfig, StrictModel
+
+FORMAT_VERSION = 1
+WEIGHTS_NAME: Final = "model.safetensors"
+CARD_NAME = "model.json"
+
+#: Output channels of every instance model: logits of three classes, then a distance map.
+INSTANCE_CHANNELS = ("background", "interior", "boundary", "distance")
+
+
+class InstanceDecoding(StrictModel):
+    """How instances are read from the network's maps (see `inference.instances`).
+
+    Attributes:
+        foreground: a pixel belongs to an object if its interior + boundary probability exceeds it.
+        seed: a seed is a connected region whose seed map exceeds it.
+        smoothing: Gaussian sigma in pixels applied to the seed map.
+        min_size: smaller objects (pixels or voxels) are dropped.
+        fill_holes: fill holes inside objects.
+    """
+
+    foreground: float = Field(0.5, gt=0, lt=1)
+    seed: float = Field(0.5, gt=0, lt=1)
+    smoothing: float = Field(1.0, ge=0)
+    min_size: int = Field(15, ge=0)
+    fill_holes: bool = True
+
+
+class Plan(StrictModel):
+    """Everything between an image file and the network's input, and back.
+
+    Attributes:
+        patch_size: spatial size of training patches and of inference tiles, in pixels.
+        spacing: grid the network works on, one number per axis in `unit`; None: the image's own.
+        channels: `rgb`: three channels, grey images are repeated, RGBA loses its alpha;
+            `as_is`: exactly `NetworkConfig.input_channels` channels.
+        normalisation: `percentile` maps percentiles `low`..`high` of the whole image (all
+            channels together) to 0..1; `zscore` is mean 0, standard deviation 1 per channel.
+        decoding: only for instance models.
+        mirror_axes: axes (of the spatial axes) that test-time augmentation may flip.
+    """
+
+    patch_size: tuple[int, ...]
+    spacing: tuple[float, ...] | None = None
+    unit: str | None = None
+    channels: Literal["rgb", "as_is"] = "as_is"
+    normalisation: Literal["percentile", "zscore"] = "percentile"
+    percentiles: tuple[float, float] = (0.5, 99.8)
+    decoding: InstanceDecoding | None = None
+    mirror_axes: tuple[int, ...] = ()
+
+
+class Label(StrictModel):
+    """One foreground class. `color` is 8-bit RGB; codes (SNOMED) are optional."""
+
+    value: int = Field(ge=1)
+    name: str
+    color: tuple[int, int, int] | None = None
+    code: str | None = None
+
+
+class DataSource(StrictModel):
+    """A data set the weights were trained on."""
+
+    title: str
+    source: str
+    licence: str
+
+
+class Card(StrictModel):
+    """What a person should know before using a model."""
+
+    title: str
+    description: str = ""
+    licence: str = "unknown"
+    authors: tuple[str, ...] = ()
+    data: tuple[DataSource, ...] = ()
+    training: dict[str, Any] = Field(default_factory=dict)
+    scores: dict[str, Any] = Field(default_factory=dict)
+    limitations: str = ""
+    parent: str | None = None
+
+
+class Weights(StrictModel):
+    """The weights file beside model.json, its checksum and its size."""
+
+    file: Literal["model.safetensors"] = WEIGHTS_NAME
+    sha256: str
+    bytes: int
+
+
+class ModelConfig(StrictModel):
+    """The content of `model.json`."""
+
+    format: int = FORMAT_VERSION
+    name: str
+    version: str = "1.0.0"
+    task: Literal["instance", "semantic"]
+    network: NetworkConfig
+    plan: Plan
+    labels: tuple[Label, ...]
+    card: Card
+    weights: Weights | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelConfig:
+        channels = self.network.output_channels
+        if self.task == "instance":
+            if channels != len(INSTANCE_CHANNELS):
+                raise ValueError(
+                    f"an instance model has {len(INSTANCE_CHANNELS)} outputs, not {channels}"
+                )
+            if self.plan.decoding is None:
+                raise ValueError("an instance model needs plan.decoding")
+        elif channels != len(self.labels) + 1:
+            raise ValueError(f"{len(self.labels)} labels need {len(self.labels) + 1} outputs")
+        if len(self.plan.patch_size) != self.network.dim:
+            raise ValueError("plan.patch_size and network.dim disagree")
+        return self

@@ -1,0 +1,264 @@
+"""nnU-Net v2 folders: where the files are, and what plans.json and dataset.json mean here."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tttunet.errors import ModelError
+from tttunet.models.config import Label, Plan
+
+_CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth")
+_RGB_NAMES = {"r", "g", "b", "red", "green", "blue", "rgb_to_0_1"}
+
+
+@dataclass(frozen=True)
+class NNUNetFiles:
+    """A checkpoint and the JSON files that describe it."""
+
+    checkpoint: Path
+    plans: dict[str, Any]
+    dataset: dict[str, Any]
+    configuration: str | None
+
+    @property
+    def fold(self) -> str:
+        """Name of the checkpoint's folder, `fold_0` or `fold_all`."""
+        return self.checkpoint.parent.name
+
+
+@dataclass(frozen=True)
+class Topology:
+    """What a configuration of plans.json says about the network."""
+
+    features: tuple[int, ...]
+    kernel_sizes: tuple[tuple[int, ...], ...]
+    strides: tuple[tuple[int, ...], ...]
+    blocks: tuple[int, ...]
+    decoder_blocks: tuple[int, ...]
+
+
+def find_files(source: Path, fold: str | None = None) -> NNUNetFiles:
+    """Find the checkpoint in a trainer's folder, a fold's folder, or take it itself.
+
+    Args:
+        source: `.../TRAINER__PLANS__CONFIGURATION`, a `fold_X` in it, or a .pth file in that.
+        fold: which fold of the trainer's folder, `0` or `all`.
+
+    Raises:
+        ModelError: a file is missing or damaged, or there are several folds.
+    """
+    if not source.exists():
+        raise ModelError(f"There is no '{source}'.")
+    if source.is_file():
+        checkpoint = source
+    else:
+        folder = _fold_folder(source, fold)
+        checkpoint = next((folder / n for n in _CHECKPOINTS if (folder / n).is_file()), folder)
+        if checkpoint is folder:
+            raise ModelError(
+                f"'{folder}' holds no {_CHECKPOINTS[0]} and no {_CHECKPOINTS[1]}.",
+                "Give the folder that nnU-Net names TRAINER__PLANS__CONFIGURATION.",
+            )
+    plans_path = _find_above(checkpoint, "plans.json")
+    dataset_path = _find_above(checkpoint, "dataset.json")
+    parts = plans_path.parent.resolve().name.split("__")
+    return NNUNetFiles(
+        checkpoint,
+        _read_json(plans_path),
+        _read_json(dataset_path),
+        parts[-1] if len(parts) == 3 else None,
+    )
+
+
+def configuration_of(plans: dict[str, Any], name: str) -> dict[str, Any]:
+    """A configuration of plans.json with everything that it inherits.
+
+    Raises:
+        ModelError: there is no such configuration.
+    """
+    configurations = plans.get("configurations", {})
+    chain: list[str] = []
+    merged: dict[str, Any] = {}
+    parent: str | None = name
+    while parent is not None:
+        if parent not in configurations or parent in chain:
+            known = ", ".join(configurations) or "none"
+            raise ModelError(f"plans.json has no usable configuration '{parent}'; it has {known}.")
+        chain.append(parent)
+        merged = {**configurations[parent], **merged}
+        parent = configurations[parent].get("inherits_from")
+    return merged
+
+
+def read_topology(configuration: dict[str, Any]) -> Topology:
+    """Channels, kernels, strides and blocks, from either form of plans.json.
+
+    Args:
+        configuration: see `configuration_of`. Since nnU-Net 2.4 the network is in
+            `architecture.arch_kwargs`.
+
+    Raises:
+        ModelError: a field is missing.
+    """
+    network = configuration.get("architecture", {}).get("arch_kwargs")
+    if network is not None:
+        kernels, strides = _field(network, "kernel_sizes"), _field(network, "strides")
+        features = _field(network, "features_per_stage")
+        blocks = network.get("n_conv_per_stage") or _field(network, "n_blocks_per_stage")
+        decoder = _field(network, "n_conv_per_stage_decoder")
+    else:
+        kernels = _field(configuration, "conv_kernel_sizes")
+        strides = _field(configuration, "pool_op_kernel_sizes")
+        base = _field(configuration, "UNet_base_num_features")
+        limit = _field(configuration, "unet_max_num_features")
+        features = [min(base * 2**stage, limit) for stage in range(len(kernels))]
+        blocks = _field(configuration, "n_conv_per_stage_encoder")
+        decoder = _field(configuration, "n_conv_per_stage_decoder")
+    n = len(kernels)
+    return Topology(
+        tuple(features),
+        tuple(tuple(row) for row in kernels),
+        tuple(tuple(row) for row in strides),
+        (blocks,) * n if isinstance(blocks, int) else tuple(blocks),
+        (decoder,) * (n - 1) if isinstance(decoder, int) else tuple(decoder),
+    )
+
+
+def read_labels(dataset: dict[str, Any]) -> tuple[Label, ...]:
+    """The foreground classes of dataset.json, by value; the ignore label is left out.
+
+    Raises:
+        ModelError: there are none, or the labels are overlapping regions.
+    """
+    labels = []
+    for name, value in _field(dataset, "labels", "dataset.json").items():
+        if isinstance(value, list | tuple):
+            raise ModelError(
+                f"dataset.json defines '{name}' as a region of several labels, which this version "
+                "cannot predict."
+            )
+        if isinstance(value, str):  # nnU-Net v1 writes {"1": "liver"}
+            name, value = value, name
+        if int(value) > 0 and name != "ignore":
+            labels.append(Label(value=int(value), name=name))
+    return tuple(sorted(labels, key=lambda label: label.value))
+
+
+def read_plan(
+    plans: dict[str, Any],
+    dataset: dict[str, Any],
+    configuration: dict[str, Any],
+    mirror_axes: tuple[int, ...],
+) -> tuple[Plan, list[str]]:
+    """nnU-Net's preprocessing as a Plan, and a sentence for everything that it cannot express.
+
+    Args:
+        plans, dataset: plans.json and dataset.json.
+        configuration: see `configuration_of`.
+        mirror_axes: what the checkpoint allows test-time augmentation to flip.
+    """
+    patch_size = tuple(int(n) for n in _field(configuration, "patch_size"))
+    spacing: tuple[float, ...] | None = tuple(float(s) for s in _field(configuration, "spacing"))
+    if plans.get("image_reader_writer") == "NaturalImage2DIO":
+        spacing = None
+    names = dataset.get("channel_names") or dataset.get("modality") or {}
+    is_rgb = len(names) == 3 and {str(n).lower() for n in names.values()} <= _RGB_NAMES
+    normalisation, percentiles, warnings = _normalisation(configuration, len(names))
+    order = plans.get("transpose_forward")
+    if order is not None and list(order) != sorted(order):
+        warnings.append(
+            f"The authors' preprocessing reorders the axes of volumes to {list(order)}, which this "
+            "version does not do: predictions on volumes in another orientation will be wrong."
+        )
+    plan = Plan(
+        patch_size=patch_size,
+        spacing=spacing,
+        unit=None if spacing is None else "millimeter",
+        channels="rgb" if is_rgb else "as_is",
+        normalisation=normalisation,
+        percentiles=percentiles,
+        mirror_axes=mirror_axes,
+    )
+    return plan, warnings
+
+
+def _normalisation(
+    configuration: dict[str, Any], channels: int
+) -> tuple[Any, tuple[float, float], list[str]]:
+    schemes = set(_field(configuration, "normalization_schemes"))
+    warnings = []
+    percentiles = Plan.model_fields["percentiles"].default
+    if schemes == {"ZScoreNormalization"}:
+        if any(configuration.get("use_mask_for_norm", ())):
+            warnings.append(
+                "The authors normalise inside the non-zero region only; here it is the whole image."
+            )
+        return "zscore", percentiles, warnings
+    if schemes == {"RescaleTo01Normalization"} and channels == 1:
+        return "percentile", (0.0, 100.0), warnings
+    if schemes <= {"RescaleTo01Normalization", "RGBTo01Normalization"}:
+        warnings.append(
+            "The authors' rescaling to 0..1 is replaced by one between the smallest and largest "
+            "value of the image."
+        )
+        return "percentile", (0.0, 100.0), warnings
+    if schemes == {"CTNormalization"}:
+        warnings.append(
+            "The authors' CT normalisation (clipping and scaling by the data set's intensities) "
+            "arrives with a later version; until then z-scores of the image stand in for it and "
+            "predictions will be worse than theirs."
+        )
+    else:
+        warnings.append(
+            f"The authors' normalisation ({', '.join(sorted(schemes))}) is replaced by z-scores; "
+            "predictions may be worse than theirs."
+        )
+    return "zscore", percentiles, warnings
+
+
+def _fold_folder(source: Path, fold: str | None) -> Path:
+    if fold is not None:
+        folder = source / f"fold_{fold}"
+        if not folder.is_dir():
+            raise ModelError(f"'{source}' has no fold_{fold}.")
+        return folder
+    folds = sorted(path for path in source.glob("fold_*") if path.is_dir())
+    if len(folds) > 1:
+        names = ", ".join(path.name.removeprefix("fold_") for path in folds)
+        raise ModelError(f"'{source}' has several folds ({names}).", "Choose one with --fold.")
+    return folds[0] if folds else source
+
+
+def _find_above(checkpoint: Path, name: str) -> Path:
+    for folder in list(checkpoint.resolve().parents)[:2]:
+        if (folder / name).is_file():
+            return folder / name
+    raise ModelError(
+        f"There is no {name} beside '{checkpoint}' or one folder above it.",
+        f"Copy the {name} that nnU-Net wrote when it trained the checkpoint.",
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"'{path}' cannot be read: {error}.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"'{path}' holds no JSON object.")
+    return content
+
+
+def _field(section: dict[str, Any], name: str, file: str = "plans.json") -> Any:
+    if name not in section:
+        raise ModelError(f"{file} lacks the field '{name}'.")
+    return section[name]
+
+
+def slug(text: str) -> str:
+    """A name for a model, from any text."""
+    return re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-._") or "model"

@@ -1,0 +1,495 @@
+"""Conversion of the authors' checkpoints, from nnU-Net folders made of the golden cases."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from golden import (
+    GoldenCase,
+    case_parameters,
+    load_case,
+    relative_to_max,
+    released_network_config,
+)
+from tttunet.errors import ModelError, OutputError
+from tttunet.models import convert_checkpoint, load_model
+from tttunet.models.released import convert_network
+from tttunet.networks import build_network, released_config
+
+every_network = pytest.mark.parametrize(
+    "path", case_parameters("uttt_bot_2d", "uttt_bot_3d", "uttt_enc_2d")
+)
+
+
+def per_stage(value: int | list[int], stages: int) -> list[int]:
+    return [value] * stages if isinstance(value, int) else list(value)
+
+
+def old_configuration(facts: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as nnU-Net 2.1 writes it. Its features double up to a limit."""
+    features = facts["features_per_stage"]
+    n = len(features)
+    return {
+        "patch_size": facts["patch_size"],
+        "spacing": [0.8] * len(facts["patch_size"]),
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [False],
+        "UNet_class_name": "PlainConvUNet",
+        "UNet_base_num_features": features[0],
+        "unet_max_num_features": features[-1],
+        "n_conv_per_stage_encoder": per_stage(facts["n_conv_per_stage_given"], n),
+        "n_conv_per_stage_decoder": per_stage(facts["n_conv_per_stage_decoder_given"], n - 1),
+        "conv_kernel_sizes": facts["kernel_sizes"],
+        "pool_op_kernel_sizes": facts["strides"],
+    }
+
+
+def new_configuration(facts: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as nnU-Net 2.4 and later write it."""
+    old = old_configuration(facts)
+    kept = ("patch_size", "spacing", "normalization_schemes", "use_mask_for_norm")
+    arguments = {
+        "n_stages": len(facts["features_per_stage"]),
+        "features_per_stage": facts["features_per_stage"],
+        "kernel_sizes": facts["kernel_sizes"],
+        "strides": facts["strides"],
+        "n_conv_per_stage": old["n_conv_per_stage_encoder"],
+        "n_conv_per_stage_decoder": old["n_conv_per_stage_decoder"],
+    }
+    architecture = {"network_class_name": "PlainConvUNet", "arch_kwargs": arguments}
+    return {**{name: old[name] for name in kept}, "architecture": architecture}
+
+
+def make_checkpoint(weights: dict[str, torch.Tensor], configuration: str) -> dict[str, Any]:
+    """What nnU-Net's trainer saves, its numpy scalars and its optimiser included."""
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    optimiser = torch.optim.SGD([parameter], lr=0.01, momentum=0.99, nesterov=True)
+    parameter.sum().backward()
+    optimiser.step()
+    return {
+        "network_weights": OrderedDict(weights),
+        "optimizer_state": optimiser.state_dict(),
+        "grad_scaler_state": None,
+        "logging": {
+            "mean_fg_dice": [np.float64(0.5)],
+            "ema_fg_dice": [np.float32(0.5)],
+            "dice_per_class_or_region": [[np.float64(0.5), np.float64(0.6)]],
+            "train_losses": [np.float32(-0.1)],
+            "epoch_start_timestamps": [1700000000.5],
+        },
+        "_best_ema": np.float64(0.5),
+        "current_epoch": 1000,
+        "init_args": {
+            "plans": {"configurations": {}},
+            "configuration": configuration,
+            "fold": "all",
+            "dataset_json": {},
+            "unpack_dataset": True,
+            "device": torch.device("cuda"),
+        },
+        "trainer_name": "nnUNetTrainerUMambaBot",
+        "inference_allowed_mirroring_axes": (0, 1),
+    }
+
+
+class NNUNetFolder:
+    """A trainer's folder on disk; attributes are written by `write`."""
+
+    def __init__(self, root: Path, case: GoldenCase) -> None:
+        facts = case.config
+        dim = len(facts["patch_size"])
+        self.name = "2d" if dim == 2 else "3d_fullres"
+        self.path = root / f"nnUNetTrainerUMambaBot__nnUNetPlans__{self.name}"
+        self.fold = self.path / "fold_all"
+        self.file = self.fold / "checkpoint_final.pth"
+        self.plans: dict[str, Any] = {
+            "dataset_name": "Dataset702_AbdomenMR",
+            "image_reader_writer": "SimpleITKIO",
+            "transpose_forward": [0, 1, 2],
+            "configurations": {self.name: new_configuration(facts)},
+        }
+        classes = range(1, facts["num_classes"])
+        self.dataset: dict[str, Any] = {
+            "channel_names": {str(i): "MR" for i in range(facts["input_channels"])},
+            "labels": {"background": 0, **{f"organ {i}": i for i in classes}},
+            "file_ending": ".nii.gz",
+        }
+        self.checkpoint: Any = make_checkpoint(case.group("param."), self.name)
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        return self.plans["configurations"][self.name]
+
+    def write(self) -> Path:
+        self.fold.mkdir(parents=True, exist_ok=True)
+        (self.path / "plans.json").write_text(json.dumps(self.plans))
+        (self.path / "dataset.json").write_text(json.dumps(self.dataset))
+        torch.save(self.checkpoint, self.file)
+        return self.path
+
+
+def convertible(case: GoldenCase, tmp_path: Path) -> NNUNetFolder:
+    return NNUNetFolder(tmp_path / "results", case)
+
+
+@pytest.fixture
+def nnunet(tmp_path: Path) -> NNUNetFolder:
+    """A tiny network with fresh weights under the authors' names."""
+    facts = {
+        "kind": "uttt_bot_2d",
+        "input_channels": 1,
+        "num_classes": 3,
+        "features_per_stage": [4, 8, 64],
+        "kernel_sizes": [[3, 3]] * 3,
+        "strides": [[1, 1], [2, 2], [2, 2]],
+        "n_conv_per_stage_given": 1,
+        "n_conv_per_stage_decoder_given": 1,
+        "patch_size": [32, 32],
+        "deep_supervision": True,
+    }
+    case = GoldenCase("tiny", facts, {})
+    network = build_network(released_network_config(case))
+    names = theirs(network.state_dict())
+    case.tensors = {f"param.{name}": value for name, value in names.items()}
+    return convertible(case, tmp_path)
+
+
+def theirs(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Our names of a bottleneck network with one block per stage -> the authors'."""
+    renamed = {}
+    for name, value in state.items():
+        if ".ttt." in name:
+            name = "TTT_layer." + name.split(".ttt.")[1].replace("layer.", "TTTLinear.")
+            for ours, official in (
+                ("query", "q_proj"),
+                ("key", "k_proj"),
+                ("value", "v_proj"),
+                ("output", "o_proj"),
+                ("inner.lr_weight", "learnable_ttt_lr_weight"),
+                ("inner.lr_bias", "learnable_ttt_lr_bias"),
+                ("inner.position_offset", "learnable_token_idx"),
+                ("inner.norm_", "ttt_norm_"),
+                ("inner.", ""),
+            ):
+                name = name.replace(ours, official)
+            if name.endswith(("lr_weight", "lr_bias", ".b1")):
+                value = value.unsqueeze(1)
+        for ours, official in (
+            (".blocks.", "."),
+            (".shortcut.", ".conv3."),
+            ("decoder.upsample.", "decoder.upsample_layers."),
+            ("decoder.heads.", "decoder.seg_layers."),
+        ):
+            name = name.replace(ours, official)
+        renamed[name] = value.clone()
+    return renamed
+
+
+@every_network
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+def test_converted_network_computes_what_the_authors_computed(
+    path: Path, prefix: str, tmp_path: Path
+):
+    case = load_case(path)
+    nnunet = convertible(case, tmp_path)
+    weights = {prefix + name: value for name, value in case.group("param.").items()}
+    nnunet.checkpoint["network_weights"] = weights
+    conversion = convert_checkpoint(nnunet.write(), tmp_path / "abdomen")
+    assert conversion.warnings == ()
+    model = load_model(conversion.path)
+    expected = case.tensors.get("out64.0", case.tensors["out.0"])
+    with torch.no_grad():
+        actual = model.network(case.tensors["in.x"])
+    assert relative_to_max(actual, expected) < 1e-4
+    assert model.config.network.placement == released_network_config(case).placement
+
+
+def test_card_and_plan_of_a_converted_model(nnunet: NNUNetFolder, tmp_path: Path):
+    nnunet.dataset["labels"]["ignore"] = 3
+    conversion = convert_checkpoint(nnunet.write(), tmp_path / "Abdomen MR")
+    config = load_model(conversion.path).config
+    assert (config.name, config.task) == ("abdomen-mr", "semantic")
+    assert [(label.value, label.name) for label in config.labels] == [
+        (1, "organ 1"),
+        (2, "organ 2"),
+    ]
+    plan = config.plan
+    assert (plan.patch_size, plan.spacing, plan.unit) == ((32, 32), (0.8, 0.8), "millimeter")
+    assert (plan.normalisation, plan.channels, plan.mirror_axes) == ("zscore", "as_is", (0, 1))
+    assert config.card.title == "TTT-UNet, Dataset702_AbdomenMR"
+    assert config.card.training == {
+        "framework": "nnU-Net v2",
+        "trainer": "nnUNetTrainerUMambaBot",
+        "configuration": "2d",
+        "fold": "fold_all",
+        "epochs": 1000,
+        "dataset": "Dataset702_AbdomenMR",
+    }
+    assert config.network.deep_supervision
+
+
+@pytest.mark.parametrize("where", ["trainer", "fold", "file"])
+def test_checkpoint_is_found_from_its_folders(nnunet: NNUNetFolder, tmp_path: Path, where: str):
+    nnunet.write()
+    source = {"trainer": nnunet.path, "fold": nnunet.fold, "file": nnunet.file}[where]
+    convert_checkpoint(source, tmp_path / "model", name="mine")
+    assert load_model(tmp_path / "model").config.name == "mine"
+
+
+def test_plans_beside_the_checkpoint_and_its_best_epoch(nnunet: NNUNetFolder, tmp_path: Path):
+    nnunet.write()
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for name in ("plans.json", "dataset.json"):
+        (nnunet.path / name).rename(folder / name)
+    nnunet.file.rename(folder / "checkpoint_best.pth")
+    convert_checkpoint(folder, tmp_path / "model")
+    load_model(tmp_path / "model")
+
+
+def test_old_plans_give_the_same_network(nnunet: NNUNetFolder, tmp_path: Path):
+    new = convert_checkpoint(nnunet.write(), tmp_path / "new").config
+    weights = nnunet.checkpoint["network_weights"]
+    facts = {
+        "features_per_stage": [4, 8, 64],
+        "kernel_sizes": [[3, 3]] * 3,
+        "strides": [[1, 1], [2, 2], [2, 2]],
+        "n_conv_per_stage_given": 1,
+        "n_conv_per_stage_decoder_given": 1,
+        "patch_size": [32, 32],
+    }
+    # The features double: 4, 8, 16.
+    facts["features_per_stage"] = [4, 8, 16]
+    nnunet.plans["configurations"]["2d"] = old_configuration(facts)
+    with pytest.raises(ModelError, match="of the wrong shape"):
+        convert_checkpoint(nnunet.write(), tmp_path / "old")
+    network = released_config(
+        dim=2,
+        input_channels=1,
+        output_channels=3,
+        features=(16, 32, 64),
+        kernel_sizes=[[3, 3]] * 3,
+        strides=[[1, 1], [2, 2], [2, 2]],
+        blocks=1,
+        decoder_blocks=1,
+    )
+    facts["features_per_stage"] = [16, 32, 64]
+    nnunet.checkpoint["network_weights"] = theirs(build_network(network).state_dict())
+    nnunet.plans["configurations"]["2d"] = old_configuration(facts)
+    old = convert_checkpoint(nnunet.write(), tmp_path / "old").config
+    assert old.network.features == (16, 32, 64)
+    assert old.plan == new.plan
+    assert len(weights) == len(nnunet.checkpoint["network_weights"])
+
+
+def test_inherited_configuration(nnunet: NNUNetFolder, tmp_path: Path):
+    nnunet.plans["configurations"]["2d_large"] = {"inherits_from": "2d", "patch_size": [64, 64]}
+    config = convert_checkpoint(
+        nnunet.write(), tmp_path / "model", configuration="2d_large", dtype="fp16"
+    ).config
+    assert config.plan.patch_size == (64, 64)
+
+
+def test_one_head_means_no_deep_supervision(nnunet: NNUNetFolder, tmp_path: Path):
+    weights = nnunet.checkpoint["network_weights"]
+    for name in [name for name in weights if name.startswith("decoder.seg_layers.0.")]:
+        del weights[name]
+    config = convert_checkpoint(nnunet.write(), tmp_path / "model").config
+    assert not config.network.deep_supervision
+
+
+def test_natural_images_have_no_spacing_and_rgb_channels(tmp_path: Path, nnunet: NNUNetFolder):
+    network = released_config(
+        dim=2,
+        input_channels=3,
+        output_channels=3,
+        features=(4, 8, 64),
+        kernel_sizes=[[3, 3]] * 3,
+        strides=[[1, 1], [2, 2], [2, 2]],
+        blocks=1,
+        decoder_blocks=1,
+    )
+    nnunet.checkpoint["network_weights"] = theirs(build_network(network).state_dict())
+    nnunet.dataset["channel_names"] = {"0": "R", "1": "G", "2": "B"}
+    nnunet.plans["image_reader_writer"] = "NaturalImage2DIO"
+    plan = convert_checkpoint(nnunet.write(), tmp_path / "model").config.plan
+    assert (plan.channels, plan.spacing, plan.unit) == ("rgb", None, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "normalisation", "warning"),
+    [
+        ({"normalization_schemes": ["CTNormalization"]}, "zscore", "CT normalisation"),
+        ({"normalization_schemes": ["NoNormalization"]}, "zscore", "NoNormalization"),
+        ({"normalization_schemes": ["RescaleTo01Normalization"]}, "percentile", None),
+        ({"normalization_schemes": ["RGBTo01Normalization"]}, "percentile", "rescaling to 0..1"),
+        ({"use_mask_for_norm": [True]}, "zscore", "non-zero region"),
+    ],
+)
+def test_preprocessing_that_differs_is_told(nnunet, tmp_path, changes, normalisation, warning):
+    nnunet.configuration.update(changes)
+    conversion = convert_checkpoint(nnunet.write(), tmp_path / "model")
+    assert conversion.config.plan.normalisation == normalisation
+    assert len(conversion.warnings) == (warning is not None)
+    assert conversion.config.card.limitations == " ".join(conversion.warnings)
+    assert (warning or "") in conversion.config.card.limitations
+
+
+def test_reordered_axes_are_told(nnunet: NNUNetFolder, tmp_path: Path):
+    nnunet.plans["transpose_forward"] = [1, 0, 2]
+    (warning,) = convert_checkpoint(nnunet.write(), tmp_path / "model").warnings
+    assert "[1, 0, 2]" in warning
+
+
+class Payload:
+    """Unpickling it would call `os.mkdir`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_hidden_code_is_not_run(nnunet: NNUNetFolder, tmp_path: Path):
+    nnunet.checkpoint["logging"] = Payload(tmp_path / "owned")
+    with pytest.raises(ModelError, match=r"Python objects \('\w+.mkdir'\).*was not loaded"):
+        convert_checkpoint(nnunet.write(), tmp_path / "model")
+    assert not (tmp_path / "owned").exists()
+    assert not (tmp_path / "model").exists()
+
+
+def test_only_numpy_scalars_are_let_through(nnunet: NNUNetFolder, tmp_path: Path):
+    before = set(torch.serialization.get_safe_globals())
+    nnunet.checkpoint["logging"] = np.zeros(3)
+    with pytest.raises(ModelError, match="Python objects"):
+        convert_checkpoint(nnunet.write(), tmp_path / "model")
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def rename(start: str, end: str) -> Callable[[NNUNetFolder], None]:
+    def apply(nnunet: NNUNetFolder) -> None:
+        weights = nnunet.checkpoint["network_weights"]
+        renamed = {name.replace(start, end): value for name, value in weights.items()}
+        nnunet.checkpoint["network_weights"] = renamed
+
+    return apply
+
+
+def change(section: str, **fields: Any) -> Callable[[NNUNetFolder], None]:
+    return lambda nnunet: getattr(nnunet, section).update(fields)
+
+
+def drop(section: str, field: str) -> Callable[[NNUNetFolder], None]:
+    return lambda nnunet: getattr(nnunet, section).pop(field)
+
+
+def add_weight(name: str) -> Callable[[NNUNetFolder], None]:
+    return lambda nnunet: nnunet.checkpoint["network_weights"].update({name: torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda n: setattr(n, "checkpoint", torch.zeros(3)), "no 'network_weights'"),
+        (drop("checkpoint", "network_weights"), "no 'network_weights'"),
+        (change("checkpoint", network_weights=[1, 2]), "no table of tensors"),
+        (rename("TTT_layer.TTTLinear", "mamba_layer.mamba"), "those of U-Mamba"),
+        (rename("TTT_layer.TTTLinear.", "other."), "those of another network"),
+        (rename("encoder.stem.", "encoder.root."), "lacks the first convolution"),
+        (add_weight("encoder.extra.weight"), "'encoder.extra.weight' that no TTT-UNet knows"),
+        (add_weight("TTT_layer.TTTLinear.z"), "'TTT_layer.TTTLinear.z' that no TTT layer knows"),
+        (add_weight("TTT_layer.gamma"), "'TTT_layer.gamma' that no TTT layer knows"),
+        (add_weight("encoder.stages.7.0.conv1.weight"), r"1 unexpected \(encoder.stages.7.blocks"),
+        (
+            lambda n: n.checkpoint["network_weights"].pop("TTT_layer.norm.weight"),
+            r"1 missing \(encoder.stages.2.ttt.norm.weight\)",
+        ),
+        (
+            lambda n: n.checkpoint["network_weights"]["TTT_layer.norm.weight"].fill_(float("nan")),
+            "NaN or infinite",
+        ),
+        (change("plans", configurations={}), "no usable configuration '2d'"),
+        (change("configuration", inherits_from="2d"), "no usable configuration '2d'"),
+        (drop("configuration", "patch_size"), "lacks the field 'patch_size'"),
+        (drop("configuration", "architecture"), "lacks the field 'conv_kernel_sizes'"),
+        (change("configuration", patch_size=[8, 32, 32]), "patch_size needs 2 numbers"),
+        (change("configuration", patch_size=["a", "b"]), "malformed"),
+        (change("configuration", patch_size=7), "malformed"),
+        (drop("dataset", "labels"), "dataset.json lacks the field 'labels'"),
+        (change("dataset", labels={"background": 0, "a": 1}), "1 labels need 2 outputs"),
+        (change("dataset", labels={"background": 0, "whole": [1, 2]}), "region of several labels"),
+    ],
+)
+def test_checkpoint_that_does_not_fit_is_explained(nnunet, tmp_path, damage, message):
+    damage(nnunet)
+    with pytest.raises(ModelError, match=message) as caught:
+        convert_checkpoint(nnunet.write(), tmp_path / "model")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("fold_all/checkpoint_final.pth", "holds no checkpoint_final.pth"),
+        ("plans.json", "There is no plans.json"),
+        ("dataset.json", "There is no dataset.json"),
+    ],
+)
+def test_missing_file_is_named(nnunet: NNUNetFolder, tmp_path: Path, missing: str, message: str):
+    (nnunet.write() / missing).unlink()
+    with pytest.raises(ModelError, match=message):
+        convert_checkpoint(nnunet.path, tmp_path / "model")
+
+
+def test_damaged_files_are_named(nnunet: NNUNetFolder, tmp_path: Path):
+    nnunet.write()
+    nnunet.file.write_bytes(nnunet.file.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="is damaged or no PyTorch checkpoint"):
+        convert_checkpoint(nnunet.path, tmp_path / "model")
+    for text, message in (("{", "cannot be read"), ("[]", "no JSON object")):
+        (nnunet.path / "plans.json").write_text(text)
+        with pytest.raises(ModelError, match=rf"plans.json' {message}|plans.json' holds {message}"):
+            convert_checkpoint(nnunet.path, tmp_path / "model")
+    with pytest.raises(ModelError, match="There is no "):
+        convert_checkpoint(tmp_path / "nowhere", tmp_path / "model")
+
+
+def test_fold_must_be_chosen_among_several(nnunet: NNUNetFolder, tmp_path: Path):
+    nnunet.write()
+    (nnunet.path / "fold_0").mkdir()
+    with pytest.raises(ModelError, match=r"several folds \(0, all\)"):
+        convert_checkpoint(nnunet.path, tmp_path / "model")
+    with pytest.raises(ModelError, match="has no fold_3"):
+        convert_checkpoint(nnunet.path, tmp_path / "model", fold="3")
+    convert_checkpoint(nnunet.path, tmp_path / "model", fold="all")
+
+
+def test_existing_output_is_kept(nnunet: NNUNetFolder, tmp_path: Path):
+    convert_checkpoint(nnunet.write(), tmp_path / "model")
+    with pytest.raises(OutputError, match="exists already"):
+        convert_checkpoint(nnunet.path, tmp_path / "model")
+    convert_checkpoint(nnunet.path, tmp_path / "model", overwrite=True)
+
+
+def test_aliases_of_the_official_state_dict_are_ignored():
+    config = released_config(
+        dim=2,
+        input_channels=1,
+        output_channels=2,
+        features=(4, 8),
+        kernel_sizes=[[3, 3]] * 2,
+        strides=[[1, 1], [2, 2]],
+    )
+    aliases = ("decoder.encoder.stem.0.conv1.weight", "encoder.stem.1.conv1.all_modules.0.weight")
+    assert convert_network({name: torch.zeros(1) for name in aliases}, config) == {}
