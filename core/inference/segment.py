@@ -97,7 +97,7 @@ def segment(
     dim = config.network.dim
     if len(image.spatial_axes) < dim:
         raise ImageError(
-            f"'{image.name}' has the axes {image.axes}, but the model '{config.name}' takes volumes.",
+            f"'{image.name}' has the axes {image.axes}, but '{config.name}' takes volumes.",
             "Choose a 2D model, or state the axes if the first one is Z (--axes ZYX).",
         )
     target = pick_device(device)

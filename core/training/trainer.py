@@ -266,9 +266,7 @@ def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
             nesterov=True,
             weight_decay=config.weight_decay,
         )
-    return torch.optim.AdamW(
-        groups, lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 def _average(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

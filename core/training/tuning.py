@@ -72,13 +72,23 @@ def tune_decoding(
 
 
 def score_model(
-    model: Model, cases: list[PreparedCase], device: torch.device | str = "cpu"
+    model: Model,
+    cases: list[PreparedCase],
+    device: torch.device | str = "cpu",
+    *,
+    mirror: bool = False,
 ) -> dict[str, Any]:
-    """Scores on validation images, all together and per modality, for the model's card."""
+    """Scores on validation images, all together and per modality, for the model's card.
+
+    Args:
+        mirror: with test-time augmentation.
+    """
     groups: dict[str, list[Any]] = defaultdict(list)
     for case in cases:
         image, label, _ = case.open()
-        predicted = predict_labels(model, np.asarray(image, np.float32), device=device)
+        predicted = predict_labels(
+            model, np.asarray(image, np.float32), device=device, mirror=mirror
+        )
         truth, valid = _truth(label)
         if model.config.task == "instance":
             result: Any = instance_scores(predicted, truth, valid=valid)

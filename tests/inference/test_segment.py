@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from tiny import make_config
 
+from tiny import make_config
 from tttunet.errors import Cancelled, ImageError, TTTUNetError
 from tttunet.imaging import Image
 from tttunet.inference.device import pick_device

@@ -97,6 +97,4 @@ def test_non_finite_output_is_an_error():
             return x / 0
 
     with pytest.raises(ModelError, match="NaN or infinity"):
-        predict(
-            Broken(), np.zeros((1, 8, 8), np.float32), identity, tile=(8, 8), stride=(1, 1)
-        )
+        predict(Broken(), np.zeros((1, 8, 8), np.float32), identity, tile=(8, 8), stride=(1, 1))

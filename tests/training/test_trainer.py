@@ -2,8 +2,8 @@ import json
 
 import pytest
 import torch
-from tiny import make_case, make_config
 
+from tiny import make_case, make_config
 from tttunet.errors import Cancelled, DatasetError
 from tttunet.models.model import Model, load_model
 from tttunet.training.checkpoint import CHECKPOINT_NAME

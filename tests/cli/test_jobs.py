@@ -1,0 +1,118 @@
+"""Which files are read and written: decided before any work, without a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tttunet.cli.jobs import expand_inputs, plan_jobs
+from tttunet.errors import ImageError, OutputError
+
+
+def touch(folder: Path, *names: str) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / name for name in names]
+    for path in paths:
+        path.write_bytes(b"x")
+    return paths
+
+
+def test_folder_gives_its_images_only(tmp_path: Path):
+    touch(tmp_path, "b.tif", "a.nii.gz", ".c.tif", "x.txt", "b_labels.ome.tif", "b_overlay.png")
+    touch(tmp_path / "sub", "d.tif")
+    assert [p.name for p in expand_inputs([str(tmp_path)])] == ["a.nii.gz", "b.tif"]
+    deep = expand_inputs([str(tmp_path / "**" / "*.tif")])
+    assert [p.name for p in deep] == ["b.tif", "d.tif"]
+
+
+def test_name_with_brackets_is_no_glob(tmp_path: Path):
+    (path,) = touch(tmp_path, "cells[1].png")
+    assert expand_inputs([str(path)]) == [path]
+
+
+def test_explicit_name_may_look_like_a_result(tmp_path: Path):
+    (path,) = touch(tmp_path, "a_labels.tif")
+    assert expand_inputs([str(path), str(path)]) == [path]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.tif", "does not exist"),
+        ("*.tif", "No image matches"),
+        ("notes.txt", "cannot be read"),
+        ("empty", "no image in the folder"),
+    ],
+)
+def test_inputs_that_are_none(tmp_path: Path, name: str, message: str):
+    touch(tmp_path, "notes.txt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageError, match=message):
+        expand_inputs([str(tmp_path / name)])
+
+
+@pytest.mark.parametrize(
+    ("source", "labels"),
+    [
+        ("a.png", "a_labels.ome.tif"),
+        ("a.ome.tif", "a_labels.ome.tif"),
+        ("a.b.tiff", "a.b_labels.ome.tif"),
+        ("a.nii", "a_labels.nii"),
+        ("a.nii.gz", "a_labels.nii.gz"),
+        ("a.nrrd", "a_labels.nrrd"),
+        ("a.mhd", "a_labels.mha"),
+    ],
+)
+def test_names_of_results(tmp_path: Path, source: str, labels: str):
+    (job,) = plan_jobs(touch(tmp_path, source), str(tmp_path / "out"), overlay=True, table=True)
+    stem = labels.split("_labels")[0]
+    assert [path.name for path in job.outputs] == [
+        labels,
+        f"{stem}_overlay.png",
+        f"{stem}_objects.csv",
+    ]
+
+
+@pytest.mark.parametrize("output", ["out", "out/", "out.d/", "existing.d"])
+def test_output_that_is_a_folder(tmp_path: Path, output: str):
+    (tmp_path / "existing.d").mkdir()
+    (job,) = plan_jobs(touch(tmp_path, "a.png"), f"{tmp_path}/{output}")
+    assert job.labels == tmp_path / output / "a_labels.ome.tif"
+
+
+def test_same_stem_is_refused(tmp_path: Path):
+    sources = touch(tmp_path / "x", "a.png") + touch(tmp_path / "y", "a.tif")
+    with pytest.raises(OutputError, match=r"x/a.png' and '.*y/a.tif' would both write"):
+        plan_jobs(sources, str(tmp_path / "out"))
+
+
+def test_same_stem_in_other_formats_still_collides_in_the_table(tmp_path: Path):
+    sources = touch(tmp_path, "a.nii.gz", "a.mha")
+    assert len(plan_jobs(sources, str(tmp_path / "out"))) == 2
+    with pytest.raises(OutputError, match="would both write"):
+        plan_jobs(sources, str(tmp_path / "out"), table=True)
+
+
+def test_several_inputs_need_a_folder(tmp_path: Path):
+    with pytest.raises(OutputError, match="2 images"):
+        plan_jobs(touch(tmp_path, "a.png", "b.png"), str(tmp_path / "out.ome.tif"))
+
+
+@pytest.mark.parametrize("output", ["out.png", "out.csv", "out.jpg"])
+def test_label_file_of_an_unknown_type(tmp_path: Path, output: str):
+    with pytest.raises(OutputError, match="cannot be written to"):
+        plan_jobs(touch(tmp_path, "a.png"), str(tmp_path / output))
+
+
+def test_input_is_never_overwritten(tmp_path: Path):
+    sources = touch(tmp_path, "a_labels.ome.tif")
+    with pytest.raises(OutputError, match="is an input"):
+        plan_jobs(sources, str(sources[0]), overwrite=True)
+
+
+def test_all_outputs_are_checked_first(tmp_path: Path):
+    sources = touch(tmp_path, "a.png", "b.png")
+    touch(tmp_path / "out", "b_overlay.png")
+    with pytest.raises(OutputError, match=r"b_overlay.png' exists already"):
+        plan_jobs(sources, str(tmp_path / "out"), overlay=True)

@@ -1,0 +1,205 @@
+"""`tttunet segment`: files, names, tables and geometry, with a model of random weights."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image as Pillow
+
+from tttunet.imaging import Image, load_image, load_labels, save_labels
+
+from .conftest import Run
+
+
+def write_png(path: Path, seed: int = 0, size: tuple[int, int] = (40, 48)) -> Path:
+    noise = np.random.default_rng(seed).integers(0, 255, (size[0] // 4, size[1] // 4), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Pillow.fromarray(noise.repeat(4, 0).repeat(4, 1)).save(path)
+    return path
+
+
+def test_one_file_to_one_file_with_overlay_and_table(run: Run, tmp_path: Path, instance_model):
+    source = write_png(tmp_path / "cells.png")
+    output = tmp_path / "new" / "result_labels.ome.tif"
+    ran = run(
+        "segment", source, "-m", instance_model, "-o", output, "--overlay", "--table",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert str(output) in ran.out
+    labels = load_labels(output)
+    assert labels.array.shape == (40, 48)
+    assert labels.array.dtype == np.uint32
+    assert Pillow.open(tmp_path / "new" / "result_overlay.png").mode == "RGB"
+    with (tmp_path / "new" / "result_objects.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["label"]) for row in rows] == list(range(1, int(labels.array.max()) + 1))
+    areas = np.bincount(labels.array.ravel())[1:]
+    assert [int(row["area_px"]) for row in rows] == areas.tolist()
+    assert len(list((tmp_path / "new").iterdir())) == 3
+
+
+def test_folder_and_glob_to_folder(run: Run, tmp_path: Path, instance_model):
+    for name in ("a.png", "b.PNG", ".hidden.png", "old_overlay.png"):
+        write_png(tmp_path / "plate" / name)
+    (tmp_path / "plate" / "notes.txt").write_text("not an image")
+    write_png(tmp_path / "more" / "c.png")
+    output = tmp_path / "out"
+    ran = run(
+        "segment", tmp_path / "plate", tmp_path / "more" / "*.png", tmp_path / "plate" / "a.png",
+        "--model", instance_model, "--output", output,
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert sorted(p.name for p in output.iterdir()) == [
+        "a_labels.ome.tif",
+        "b_labels.ome.tif",
+        "c_labels.ome.tif",
+    ]
+    assert len(ran.out.splitlines()) == 3
+
+
+def test_pixel_size_goes_from_input_to_labels_and_table(run: Run, tmp_path: Path, instance_model):
+    source = tmp_path / "cells.ome.tif"
+    metadata = {"axes": "YX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.25}
+    noise = np.random.default_rng(0).integers(0, 4000, (40, 36), np.uint16)
+    tifffile.imwrite(source, noise, metadata=metadata)
+    ran = run("segment", source, "-m", instance_model, "-o", tmp_path / "out", "--table")
+    assert ran.code == 0, ran.err
+    labels = load_labels(tmp_path / "out" / "cells_labels.ome.tif")
+    assert (labels.spacing, labels.unit) == ((0.25, 0.5), "micrometer")
+    assert "area_um2" in (tmp_path / "out" / "cells_objects.csv").read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
+def test_volume_keeps_format_and_geometry(run: Run, tmp_path: Path, volume_model, suffix: str):
+    source = tmp_path / f"case{suffix}"
+    array = np.random.default_rng(0).integers(0, 200, (10, 20, 18)).astype(np.uint8)
+    like = Image.from_array(
+        array, "ZYX", spacing=(3.0, 0.5, 0.75), origin=(-7.0, 5.0, 2.0), unit="millimeter"
+    )
+    save_labels(source, array, like)
+    ran = run("segment", source, "-m", volume_model, "-o", tmp_path / "out", "--table", "--overlay")
+    assert ran.code == 0, ran.err
+    image, labels = load_image(source), load_labels(tmp_path / "out" / f"case_labels{suffix}")
+    assert labels.array.shape == image.array.shape
+    assert (labels.spacing, labels.origin) == (image.spacing, image.origin)
+    np.testing.assert_array_equal(labels.direction, image.direction)
+    assert set(np.unique(labels.array)) <= {0, 1, 4}
+    header = (tmp_path / "out" / "case_objects.csv").read_text().splitlines()[0]
+    assert header.startswith("label,class,volume_voxels,volume_mm3,")
+
+
+def test_a_failing_file_does_not_stop_the_others(run: Run, tmp_path: Path, instance_model):
+    write_png(tmp_path / "in" / "a.png")
+    whole = write_png(tmp_path / "in" / "b.png").read_bytes()
+    (tmp_path / "in" / "b.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "in" / "c.png").write_bytes(b"")
+    write_png(tmp_path / "in" / "d.png")
+    ran = run("segment", tmp_path / "in", "-m", instance_model, "-o", tmp_path / "out", "--table")
+    assert ran.code == 1
+    assert "2 of 4 images" in ran.err
+    assert "b.png" in ran.err
+    assert "c.png" in ran.err
+    assert "Traceback" not in ran.err
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "a_labels.ome.tif",
+        "a_objects.csv",
+        "d_labels.ome.tif",
+        "d_objects.csv",
+    ]
+
+
+def test_defects_are_reported_per_file(run: Run, tmp_path: Path, instance_model, monkeypatch):
+    def broken(*_args, **_kwargs):
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("tttunet.inference.segment.segment", broken)
+    source = write_png(tmp_path / "a.png")
+    words = ("segment", source, "-m", instance_model, "-o", tmp_path / "out")
+    ran = run(*words)
+    assert ran.code == 1
+    assert "Unexpected ZeroDivisionError: a defect. Run again with --debug" in ran.err
+    with pytest.raises(ZeroDivisionError):
+        run(*words, "--debug")
+
+
+def test_options_reach_the_inference(run: Run, tmp_path: Path, instance_model, monkeypatch):
+    from tttunet.inference import segment as module
+
+    seen = {}
+    original = module.segment
+
+    def spy(*args, **kwargs):
+        seen.update(kwargs)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(module, "segment", spy)
+    source = write_png(tmp_path / "a.png")
+    ran = run(
+        "segment", source, "-m", instance_model, "-o", tmp_path / "out", "--tta",
+        "--tile", "24", "--overlap", "0.5", "--min-size", "7", "--device", "cpu",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert (seen["mirror"], seen["tile"], seen["overlap"]) == (True, (24, 24), 0.5)
+    assert (seen["decoding"].min_size, seen["device"]) == (7, "cpu")
+
+
+def test_axes_override(run: Run, tmp_path: Path, instance_model):
+    source = tmp_path / "stack.tif"
+    stack = np.random.default_rng(0).integers(0, 255, (3, 24, 20), np.uint8)
+    tifffile.imwrite(source, stack, metadata=None)
+    words = ("segment", source, "-m", instance_model, "-o")
+    ran = run(*words, tmp_path / "t", "--axes", "TYX")
+    assert ran.code == 0, ran.err
+    assert load_labels(tmp_path / "t" / "stack_labels.ome.tif").axes == "TYX"
+    ran = run(*words, tmp_path / "bad", "--axes", "YX")
+    assert ran.code == 1
+    assert "--axes" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tile", "1,2,3"], "2D model"),
+        (["--device", "abacus"], "Unknown device"),
+        (["--model", "no-such-model"], "No model is called"),
+    ],
+)
+def test_wrong_options_are_errors_before_any_output(
+    run: Run, tmp_path: Path, instance_model, options: list[str], message: str
+):
+    source = write_png(tmp_path / "a.png")
+    ran = run("segment", source, "-m", instance_model, "-o", tmp_path / "out", *options)
+    assert ran.code == 1
+    assert message in ran.err
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    "options", [["--tile", "many"], ["--tile", "0"], ["--overlap", "1"], ["--min-size", "-1"]]
+)
+def test_malformed_options_are_usage_errors(run: Run, tmp_path: Path, options: list[str]):
+    source = write_png(tmp_path / "a.png")
+    assert run("segment", source, "-o", tmp_path / "out", *options).code == 2
+
+
+def test_min_size_of_a_class_model_is_refused(run: Run, tmp_path: Path, volume_model):
+    source = write_png(tmp_path / "a.png")
+    ran = run("segment", source, "-m", volume_model, "-o", tmp_path / "out", "--min-size", "3")
+    assert ran.code == 1
+    assert "classes, not objects" in ran.err
+
+
+def test_existing_output_needs_overwrite(run: Run, tmp_path: Path, instance_model):
+    source = write_png(tmp_path / "a.png")
+    words = ("segment", source, "-m", instance_model, "-o", tmp_path / "out")
+    assert run(*words).code == 0
+    before = (tmp_path / "out" / "a_labels.ome.tif").read_bytes()
+    ran = run(*words)
+    assert ran.code == 1
+    assert "--overwrite" in ran.err
+    assert (tmp_path / "out" / "a_labels.ome.tif").read_bytes() == before
+    assert run(*words, "--overwrite").code == 0
