@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import shutil
+import math
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from tttunet.errors import DatasetError, ModelError, OutputError, TTTUNetError
 from tttunet.files import atomic_write, check_output
 from tttunet.inference.device import pick_device
-from tttunet.models.config import ModelConfig
+from tttunet.models.config import CARD_NAME, WEIGHTS_NAME, ModelConfig
 from tttunet.models.model import Model, load_model
 from tttunet.training.checkpoint import CHECKPOINT_NAME
 from tttunet.training.config import TrainConfig
@@ -30,6 +30,7 @@ DEFAULT_MINUTES = 60.0
 MODEL_FOLDER = "model"
 PLAN_NAME = "plan.json"
 SETTINGS_NAME = "training.json"
+_MODEL_FILES = (CARD_NAME, WEIGHTS_NAME)
 _PRODUCTS = (PLAN_NAME, SETTINGS_NAME, CHECKPOINT_NAME, "history.jsonl", "loss.png")
 
 #: Settings that may change when a training is resumed.
@@ -90,21 +91,19 @@ def train(
     """
     folder = Path(output)
     accelerator = _accelerator(device)
-    _check_folder(folder, resume, overwrite)
     data = open_dataset(dataset)
+    _check_folder(folder, resume, overwrite)
     parent = start if start is None or isinstance(start, Model) else load_model(start)
+    asked = _merge(overrides or {}, {"train": _given(steps=steps, max_minutes=max_minutes)})
     parts = _merge(
         {} if recipe is None else load_recipe(recipe),
         {} if parent is None else _parts_of(parent, data),
-        overrides or {},
-        {"train": _given(steps=steps, max_minutes=max_minutes)},
+        asked,
     )
     if resume:
-        config, settings = _resumed(folder, parts.get("train", {}))
+        config, settings = _resumed(folder, asked["train"])
         _check_dataset(config, data)
-        asked = {part: set(values) for part, values in (overrides or {}).items()}
-        asked["train"] = asked.get("train", set()) - _FREE
-        if recipe or name or parent or any(asked.values()):
+        if recipe or name or parent or _changes_the_recipe(asked):
             _check_unchanged(config, settings, *plan_training(data, parts, name or config.name))
     else:
         config, settings = plan_training(data, parts, name)
@@ -145,7 +144,16 @@ def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise OutputError("A training is either resumed or overwritten.", "Choose one of them.")
     check_output(folder / PLAN_NAME, overwrite=True)
-    if resume or overwrite:
+    if resume:
+        return
+    model = folder / MODEL_FOLDER
+    others = {path.name for path in model.iterdir()} - set(_MODEL_FILES) if model.is_dir() else ()
+    if others:
+        raise OutputError(
+            f"'{model}' holds something else than a model ('{min(others)}') and is not replaced.",
+            "Choose another folder.",
+        )
+    if overwrite:
         return
     if any((folder / name).exists() for name in (*_PRODUCTS, MODEL_FOLDER)):
         raise OutputError(
@@ -156,9 +164,8 @@ def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
 
 def _remove_previous(folder: Path) -> None:
     # Not the cache: it is checked against the data set and used again.
-    for name in _PRODUCTS:
+    for name in (*_PRODUCTS, *(f"{MODEL_FOLDER}/{file}" for file in _MODEL_FILES)):
         (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)
 
 
 def _merge(*recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -221,6 +228,12 @@ def _resumed(folder: Path, asked: Mapping[str, Any]) -> tuple[ModelConfig, Train
         ) from error
 
 
+def _changes_the_recipe(asked: Mapping[str, Mapping[str, Any]]) -> bool:
+    return any(
+        set(values) - (_FREE if part == "train" else set()) for part, values in asked.items()
+    )
+
+
 def _check_unchanged(
     config: ModelConfig, settings: TrainConfig, new: ModelConfig, new_settings: TrainConfig
 ) -> None:
@@ -251,7 +264,7 @@ def _initial_model(config: ModelConfig, seed: int, parent: Model | None) -> Mode
             f"The network of '{parent.config.name}' cannot be changed when training from it.",
             "Leave away the options that change the network.",
         )
-    model.network.load_state_dict(copy.deepcopy(parent.network.state_dict()))
+    model.network.load_state_dict(parent.network.state_dict())
     return model
 
 
@@ -276,26 +289,19 @@ def _write_json(path: Path, text: str) -> None:
 
 def _with_provenance(model: Model, trainer: Trainer, data: Dataset, folder: Path) -> Model:
     """Write into the card how the model was trained and what it reached."""
-    network = model.network
-    card = model.config.card.model_copy(
-        update={
-            "training": {
-                "steps": trainer.step,
-                "minutes": round(trainer.elapsed / 60, 1),
-                "train_images": len(data.cases["train"]),
-                "parameters": sum(parameter.numel() for parameter in network.parameters()),
-                "settings": trainer.config.model_dump(exclude_none=True),
-            },
-            "scores": {
-                "validation": {
-                    "images": len(data.cases["val"]),
-                    "f1_50" if data.task == "instance" else "dice": round(trainer.best, 4),
-                }
-            }
-            if data.cases["val"]
-            else {},
-        }
-    )
-    described = Model(network, model.config.model_copy(update={"card": card}))
+    training = {
+        "steps": trainer.step,
+        "minutes": round(trainer.elapsed / 60, 1),
+        "train_images": len(data.cases["train"]),
+        "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
+        "settings": trainer.config.model_dump(exclude_none=True),
+    }
+    scores: dict[str, Any] = {}
+    if data.cases["val"] and math.isfinite(trainer.best):
+        measure = "f1_50" if data.task == "instance" else "dice"
+        images = min(len(data.cases["val"]), trainer.config.validation_cases or sys.maxsize)
+        scores = {"validation": {"images": images, measure: round(trainer.best, 4)}}
+    card = model.config.card.model_copy(update={"training": training, "scores": scores})
+    described = Model(model.network, model.config.model_copy(update={"card": card}))
     described.save(folder / MODEL_FOLDER, overwrite=True)
     return described

@@ -83,8 +83,9 @@ def test_output_that_is_a_folder(tmp_path: Path, output: str):
 
 def test_same_stem_is_refused(tmp_path: Path):
     sources = touch(tmp_path / "x", "a.png") + touch(tmp_path / "y", "a.tif")
-    with pytest.raises(OutputError, match=r"x/a.png' and '.*y/a.tif' would both write"):
+    with pytest.raises(OutputError, match="would both write") as caught:
         plan_jobs(sources, str(tmp_path / "out"))
+    assert all(str(source) in str(caught.value) for source in sources)
 
 
 def test_same_stem_in_other_formats_still_collides_in_the_table(tmp_path: Path):

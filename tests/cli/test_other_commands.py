@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import typer
 from scipy import ndimage
 
 from tttunet.imaging import Image, load_labels
@@ -94,7 +95,11 @@ def test_a_damaged_model_is_listed_as_such(
 def test_removing_asks_first(run: Run, tmp_path: Path, instance_model: Path, monkeypatch):
     monkeypatch.setenv("TTTUNET_MODELS", str(tmp_path))
     run("models", "add", instance_model, "--name", "mine")
-    monkeypatch.setattr("typer.confirm", lambda *_args, **_kwargs: exec("raise EOFError"))
+
+    def no(*_args: object, **_options: object) -> None:
+        raise typer.Abort
+
+    monkeypatch.setattr("typer.confirm", no)
     assert run("models", "remove", "mine").code == 1
     assert (tmp_path / "mine").is_dir()
     unknown = run("models", "remove", "other")

@@ -10,6 +10,7 @@ import pytest
 import tifffile
 from PIL import Image as Pillow
 
+from tttunet.errors import OutputError
 from tttunet.imaging import Image, load_image, load_labels, save_labels
 
 from .conftest import Run
@@ -112,6 +113,20 @@ def test_a_failing_file_does_not_stop_the_others(run: Run, tmp_path: Path, insta
     ]
 
 
+def test_an_image_has_all_its_results_or_none(
+    run: Run, tmp_path: Path, instance_model, monkeypatch
+):
+    def full_disk(path: Path, *_args: object, **_options: object) -> Path:
+        raise OutputError(f"'{path}' cannot be written: the disk is full.")
+
+    monkeypatch.setattr("tttunet.imaging.save_overlay", full_disk)
+    source = write_png(tmp_path / "a.png")
+    ran = run("segment", source, "-m", instance_model, "-o", tmp_path / "out", "--overlay")
+    assert ran.code == 1
+    assert "the disk is full" in ran.err
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_defects_are_reported_per_file(run: Run, tmp_path: Path, instance_model, monkeypatch):
     def broken(*_args, **_kwargs):
         raise ZeroDivisionError("a defect")
@@ -150,7 +165,7 @@ def test_options_reach_the_inference(run: Run, tmp_path: Path, instance_model, m
 def test_axes_override(run: Run, tmp_path: Path, instance_model):
     source = tmp_path / "stack.tif"
     stack = np.random.default_rng(0).integers(0, 255, (3, 24, 20), np.uint8)
-    tifffile.imwrite(source, stack, metadata=None)
+    tifffile.imwrite(source, stack, metadata=None, photometric="minisblack")
     words = ("segment", source, "-m", instance_model, "-o")
     ran = run(*words, tmp_path / "t", "--axes", "TYX")
     assert ran.code == 0, ran.err

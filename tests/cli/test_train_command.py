@@ -149,6 +149,9 @@ def test_overwriting_replaces_the_old_training_but_nothing_else(
     tttunet.train(dataset, output, recipe=str(recipe), steps=1, overwrite=True)
     assert (output / "checkpoint.pt").read_bytes() != b"old"
     assert (output / "notes.txt").read_text() == "mine"
+    (output / "model" / "code.py").write_text("mine")
+    with pytest.raises(OutputError, match=r"something else than a model \('code.py'\)"):
+        tttunet.train(dataset, output, recipe=str(recipe), steps=1, overwrite=True)
 
 
 @pytest.mark.parametrize(
