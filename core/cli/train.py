@@ -165,13 +165,13 @@ def train(
 
 def _show_result(model: Model, output: Path) -> None:
     folder = output / "model"
-    scores = model.config.card.scores.get("validation", {})
-    for key, text in (("f1_50", "mean F1 at IoU 0.5"), ("dice", "mean Dice")):
+    scores = model.config.card.scores.get("val", {}).get("all", {})
+    for key, text in (
+        ("f1_mean_over_images_iou50", "mean F1 at IoU 0.5"),
+        ("dice_mean", "mean Dice"),
+    ):
         if key in scores:
             show(f"Score: {scores[key]:.3f} ({text} of {scores['images']} validation images)")
-    show(f"Curve: {output / 'loss.png'}")
-    show(f"Model: {folder}")
-    show(f"Use it: tttunet segment IMAGE --model {shlex.quote(str(folder))} --output results/")
 
 
 def _resume_command(dataset: Path, output: Path, device: str) -> str:
@@ -191,6 +191,10 @@ class _Display:
         self._last_line = -math.inf
 
     def hear(self, event: TrainEvent) -> None:
+        if event.kind == "tuning":
+            self._bar.describe("choosing thresholds on the validation images")
+            self._bar.update(event.progress, 1.0)
+            return
         if not math.isnan(event.loss):
             self._loss = f"loss {event.loss:.3f}"
         if event.score is not None and not math.isnan(event.score):

@@ -14,19 +14,24 @@ class History:
     Args:
         folder: where `history.jsonl` and `loss.png` live.
         step: on resume, later lines (of a run that went on after its last checkpoint) are dropped.
+        write: False keeps the rows in memory: only one of several processes writes.
     """
 
-    def __init__(self, folder: Path, step: int = 0) -> None:
+    def __init__(self, folder: Path, step: int = 0, *, write: bool = True) -> None:
+        self.write = write
         self.path = folder / "history.jsonl"
         self.rows: list[dict] = []
         if self.path.exists():
             rows = [json.loads(line) for line in self.path.read_text().splitlines() if line]
             self.rows = [row for row in rows if row["step"] <= step]
-        with atomic_write(self.path, overwrite=True) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        if write:
+            with atomic_write(self.path, overwrite=True) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
 
     def add(self, **row: float) -> None:
         self.rows.append(row)
+        if not self.write:
+            return
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -134,7 +135,7 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_init_worker,
     )
 
 
@@ -189,5 +190,7 @@ def _weights(cases: Sequence[PreparedCase], exponent: float) -> np.ndarray:
     return weights / weights.sum()
 
 
-def _one_thread(_worker: int) -> None:
+def _init_worker(_worker: int) -> None:
     torch.set_num_threads(1)
+    # Ctrl-C is for the main process, which still wants to save a checkpoint.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

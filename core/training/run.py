@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from tttunet.training.dataset import Dataset, open_dataset
 from tttunet.training.planning import load_recipe, plan_training
 from tttunet.training.prepare import PreparedCase, Progress, prepare
 from tttunet.training.trainer import Trainer, TrainEvent
+from tttunet.training.tuning import score_model, tune_decoding
 
 #: Used if neither steps nor minutes are given.
 DEFAULT_MINUTES = 60.0
@@ -127,7 +127,7 @@ def train(
         device=accelerator,
     )
     best = trainer.run(resume=resume)
-    return _with_provenance(best, trainer, data, folder)
+    return _finish(best, trainer, val_cases, data, folder)
 
 
 def _accelerator(device: str) -> str:
@@ -287,21 +287,34 @@ def _write_json(path: Path, text: str) -> None:
         temporary.write_text(text + "\n")
 
 
-def _with_provenance(model: Model, trainer: Trainer, data: Dataset, folder: Path) -> Model:
-    """Write into the card how the model was trained and what it reached."""
+def _finish(
+    model: Model, trainer: Trainer, val_cases: list[PreparedCase], data: Dataset, folder: Path
+) -> Model:
+    """Choose the thresholds, and write into the card how the model was trained and its scores."""
+
+    def report(done: int, total: int) -> None:
+        event = TrainEvent("tuning", trainer.step, done / total, trainer.elapsed, math.nan)
+        trainer.listener(event)
+
+    network, config = model.network, model.config
+    if val_cases and config.task == "instance":
+        decoding = tune_decoding(model, val_cases, trainer.fabric.device, report)
+        plan = config.plan.model_copy(update={"decoding": decoding})
+        config = config.model_copy(update={"plan": plan})
+    scores = {}
+    if val_cases:
+        tuned = Model(network, config)
+        scores = {"val": score_model(tuned, val_cases, trainer.fabric.device)}
     training = {
         "steps": trainer.step,
         "minutes": round(trainer.elapsed / 60, 1),
         "train_images": len(data.cases["train"]),
-        "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
+        "val_images": len(val_cases),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "precision": trainer.precision,
         "settings": trainer.config.model_dump(exclude_none=True),
     }
-    scores: dict[str, Any] = {}
-    if data.cases["val"] and math.isfinite(trainer.best):
-        measure = "f1_50" if data.task == "instance" else "dice"
-        images = min(len(data.cases["val"]), trainer.config.validation_cases or sys.maxsize)
-        scores = {"validation": {"images": images, measure: round(trainer.best, 4)}}
-    card = model.config.card.model_copy(update={"training": training, "scores": scores})
-    described = Model(model.network, model.config.model_copy(update={"card": card}))
-    described.save(folder / MODEL_FOLDER, overwrite=True)
-    return described
+    card = config.card.model_copy(update={"training": training, "scores": scores})
+    finished = Model(network, config.model_copy(update={"card": card}))
+    finished.save(folder / MODEL_FOLDER, overwrite=True)
+    return finished

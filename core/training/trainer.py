@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -28,7 +28,7 @@ from tttunet.training.prepare import PreparedCase
 from tttunet.training.targets import batch_targets
 from tttunet.training.validation import validate
 
-#: Mean loss is recorded once per this many steps.
+#: The history has the mean loss of this many steps.
 LOG_EVERY = 20
 #: This many steps in a row without a finite gradient end the training.
 MAX_BAD_STEPS = 20
@@ -42,7 +42,7 @@ class TrainingFailed(TTTUNetError):
 
 @dataclass(frozen=True)
 class TrainEvent:
-    """What a listener hears: `kind` is `step` or `validation`."""
+    """What a listener hears: `kind` is `step`, `validation` or, at the end, `tuning`."""
 
     kind: str
     step: int
@@ -68,9 +68,10 @@ class Trainer:
         train_cases, val_cases: from `training.prepare`.
         config: the recipe.
         folder: output folder.
-        listener: called with a `TrainEvent` after every `LOG_EVERY` steps and every validation.
+        listener: called with a `TrainEvent` after every step and every validation.
         cancel: asked at every step; True saves a checkpoint and raises `Cancelled`.
         device: `auto`, `cpu`, `cuda` or `mps`.
+        devices: processes, one device each; the script is started that many times.
     """
 
     def __init__(
@@ -94,7 +95,12 @@ class Trainer:
         self.folder = Path(folder)
         self.listener = listener or (lambda event: None)
         self.cancel = cancel or (lambda: False)
-        self.fabric = Fabric(accelerator=device, devices=devices, precision=_precision(config))
+        # The lowest resolution has weight 0 in the loss: its head gets no gradient.
+        self.precision = _precision(config)
+        strategy = "ddp_find_unused_parameters_true" if devices > 1 else "auto"
+        self.fabric = Fabric(
+            accelerator=device, devices=devices, strategy=strategy, precision=self.precision
+        )
         self.fabric.launch()
         self.optimizer = _optimizer(model.network, config)
         self.average = AveragedModel(model.network, avg_fn=_average(config.ema_decay))
@@ -116,13 +122,13 @@ class Trainer:
         else:
             with atomic_write(self.folder / "training.json", overwrite=True) as temporary:
                 temporary.write_text(json.dumps(self.config.model_dump(), indent=2) + "\n")
-        history = History(self.folder, self.step)
+        history = History(self.folder, self.step, write=self.fabric.is_global_zero)
         start = time.monotonic() - self.elapsed
         bad_steps, losses = 0, []
         for image, targets in self._batches():
             if self.progress >= 1:
                 break
-            if self.cancel():
+            if self._agreed(self.cancel()):
                 self._save()
                 raise Cancelled("Training was cancelled.", "Go on with it by --resume.")
             loss = self._train_step(image, targets)
@@ -135,18 +141,20 @@ class Trainer:
             if loss is not None:
                 losses.append(loss)
             self.step += 1
-            self.elapsed = time.monotonic() - start
+            self.elapsed = self._agreed(time.monotonic() - start)
+            if loss is not None:
+                self._tell("step", loss)
             if losses and self.step % LOG_EVERY == 0:
                 mean = sum(losses) / len(losses)
                 losses.clear()
                 history.add(step=self.step, elapsed=self.elapsed, lr=self._rate(), loss=mean)
-                self._tell("step", mean)
             if self.step % self.config.validate_every == 0 and self.progress < 1:
                 self._validate(history)
-                self.elapsed = time.monotonic() - start
+                self.elapsed = self._agreed(time.monotonic() - start)
                 self._save()
         self._validate(history)
         self._save()
+        self.fabric.barrier()
         return load_model(self.folder / "model")
 
     @property
@@ -156,6 +164,10 @@ class Trainer:
         by_steps = self.step / steps if steps else 0.0
         by_time = self.elapsed / (60 * minutes) if minutes else 0.0
         return min(1.0, max(by_steps, by_time))
+
+    def _agreed(self, value: Any) -> Any:
+        """The first process's value, so that all processes stop at the same step."""
+        return self.fabric.broadcast(value) if self.fabric.world_size > 1 else value
 
     def _batches(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         config = self.config
@@ -191,7 +203,9 @@ class Trainer:
         norm = self.fabric.clip_gradients(
             self.network, self.optimizer, max_norm=self.config.clip_norm, error_if_nonfinite=False
         )
-        if not torch.isfinite(norm):
+        if norm is None or not torch.isfinite(norm):
+            if self.precision == "16-mixed":
+                self.optimizer.step()  # the gradient scaler leaves it out and lowers its scale
             return None
         self.optimizer.step()
         self.average.update_parameters(self.network.module)
@@ -240,7 +254,7 @@ class Trainer:
         self.step, self.elapsed, self.best = state["step"], state["elapsed"], state["best"]
 
 
-def _precision(config: TrainConfig) -> str:
+def _precision(config: TrainConfig) -> Literal["32-true", "16-mixed", "bf16-mixed"]:
     """Mixed precision where the hardware multiplies it fast: CUDA, and CPUs with AMX tiles.
 
     Other CPUs emulate bf16 and are many times slower with it.
@@ -254,7 +268,7 @@ def _precision(config: TrainConfig) -> str:
 
 def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW, or nnU-Net's SGD. Only weight matrices and filters decay."""
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in network.parameters() if p.ndim >= 2]},
         {"params": [p for p in network.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
@@ -269,11 +283,11 @@ def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
     return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
-def _average(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
     """Exponential moving average whose first steps are plain means, so that it starts fast."""
 
-    def update(average: Tensor, value: Tensor, count: Tensor) -> Tensor:
-        share = torch.clamp(1.0 / (count + 1.0), min=1.0 - decay)
-        return average + share.to(average.device) * (value.detach() - average)
+    def update(average: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+        share = max(1.0 / (float(count) + 1.0), 1.0 - decay)
+        return torch.lerp(average, value.detach(), share)
 
     return update

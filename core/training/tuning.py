@@ -131,4 +131,7 @@ def _semantic_summary(images: list[dict[int, float]]) -> dict[str, Any]:
         str(label): float(np.nanmean([image.get(label, np.nan) for image in images]))
         for label in labels
     }
-    return {"dice": {label: round(value, 4) for label, value in dice.items()}}
+    return {
+        "dice_mean": round(float(np.mean(list(dice.values()))), 4) if dice else None,
+        "dice": {label: round(value, 4) for label, value in dice.items()},
+    }

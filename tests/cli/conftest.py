@@ -59,7 +59,7 @@ def tiny_model(task: str, dim: int = 2) -> Model:
             mirror_axes=tuple(range(dim)),
         ),
         labels=labels,
-        card=Card(title="A tiny model", licence="CC0-1.0", scores={"validation": {"f1_50": 0.5}}),
+        card=Card(title="A tiny model", licence="CC0-1.0", scores={"val": {"f1_50": 0.5}}),
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -71,7 +71,7 @@ def test_models_are_added_listed_shown_and_removed(
     assert "my-cells" in listed.out
     assert "instance, 2D" in listed.out
     shown = run("models", "show", "my-cells")
-    for expected in ("A tiny model", "CC0-1.0", "scores.validation.f1_50", "bottleneck"):
+    for expected in ("A tiny model", "CC0-1.0", "scores.val.f1_50", "bottleneck"):
         assert expected in shown.out
     as_json = run("models", "show", "my-cells", "--json")
     assert json.loads(as_json.out)["task"] == "instance"

@@ -75,7 +75,7 @@ def test_train_says_what_it_made(run: Run, tmp_path: Path, dataset: Path, recipe
     assert card.licence == "CC0-1.0"
     assert card.training["steps"] == 2
     assert card.training["train_images"] == 2
-    assert 0 <= card.scores["validation"]["f1_50"] <= 1
+    assert 0 <= card.scores["val"]["all"]["f1_pooled_iou50"] <= 1
 
     again = run("train", dataset, "--output", output, "--recipe", recipe, "--steps", 2)
     assert again.code == 1

@@ -1,4 +1,8 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,6 +49,7 @@ def test_learns_and_leaves_model_curve_and_history(tmp_path, cases):
     assert losses[-1] < 0.75 * losses[0]
     assert [row["step"] for row in rows if "score" in row] == [30, 60]
     assert (tmp_path / "loss.png").stat().st_size > 1000
+    assert [event.step for event in events if event.kind == "step"] == list(range(1, 61))
     assert events[-1].kind == "validation"
     assert events[-1].progress == 1
     assert events[0].remaining > 0
@@ -115,3 +120,42 @@ def test_damaged_checkpoint(tmp_path, cases):
 def test_a_budget_is_required(tmp_path, cases):
     with pytest.raises(ValueError, match="steps or minutes"):
         train(tmp_path, cases, None)
+
+
+TWO_PROCESSES = """
+import sys
+from tiny import make_case, make_config
+from tttunet.models.model import Model
+from tttunet.training.config import TrainConfig
+from tttunet.training.trainer import Trainer
+
+cases = [make_case(seed, (40, 48)) for seed in range(2)]
+config = TrainConfig(steps=4, batch_size=1, workers=0, precision="32-true")
+trainer = Trainer(
+    Model.create(make_config()), cases, cases[:1], config, sys.argv[1], device="cpu", devices=2
+)
+trainer.run()
+total = sum(p.double().sum() for p in trainer.network.module.parameters()).item()
+print(f"weights {trainer.fabric.global_rank} {total!r}", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_same_weights(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    tests = Path(__file__).parents[1]
+    run = subprocess.run(
+        [sys.executable, script, tmp_path / "out"],
+        env={**os.environ, "PYTHONPATH": str(tests)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    sums = [line.split()[2] for line in run.stdout.splitlines() if line.startswith("weights")]
+    assert len(sums) == 2
+    assert sums[0] == sums[1]
+    rows = (tmp_path / "out" / "history.jsonl").read_text().splitlines()
+    assert len(rows) == 1
+    load_model(tmp_path / "out" / "model")
