@@ -166,12 +166,13 @@ def train(
 def _show_result(model: Model, output: Path) -> None:
     folder = output / "model"
     scores = model.config.card.scores.get("val", {}).get("all", {})
-    for key, text in (
-        ("f1_mean_over_images_iou50", "mean F1 at IoU 0.5"),
-        ("dice_mean", "mean Dice"),
-    ):
+    names = {"f1_mean_over_images_iou50": "mean F1 at IoU 0.5", "dice_mean": "mean Dice"}
+    for key, text in names.items():
         if key in scores:
             show(f"Score: {scores[key]:.3f} ({text} of {scores['images']} validation images)")
+    show(f"Curve: {output / 'loss.png'}")
+    show(f"Model: {folder}")
+    show(f"Use it: tttunet segment IMAGE --model {shlex.quote(str(folder))} --output results/")
 
 
 def _resume_command(dataset: Path, output: Path, device: str) -> str:
