@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-import torch
 
 from tiny import make_case, make_config
-from tttunet.models.config import InstanceDecoding
+from tttunet.inference.instances import decode_instances
 from tttunet.models.model import Model
 from tttunet.training import tuning
+from tttunet.training.prepare import PreparedCase
 from tttunet.training.targets import instance_targets
 
 
@@ -14,26 +14,37 @@ def cases():
     return [make_case(seed, (40, 48)) for seed in range(3)]
 
 
-def exact_maps_with_weak_seeds(cases):
-    """Maps of the truth whose distances are so small that only a low seed threshold finds them."""
-    maps = []
-    for case in cases:
-        classes, distance = instance_targets(case.open()[1])
-        maps.append(np.stack([classes == c for c in (0, 1, 2)] + [0.45 * distance]))
-    return iter([m.astype(np.float32) for m in maps])
+def touching_squares() -> tuple[PreparedCase, np.ndarray]:
+    """Two squares side by side, and exact maps whose distances are too small for a seed at 0.5."""
+    label = np.zeros((40, 48), np.int32)
+    label[10:30, 4:24] = 1
+    label[10:30, 24:44] = 2
+    classes, distance = instance_targets(label)
+    maps = np.stack([classes == c for c in (0, 1, 2)] + [0.48 * distance]).astype(np.float32)
+    image = np.zeros((1, 40, 48), np.float16)
+    return PreparedCase("squares", image, label, np.zeros((0, 3), np.int32)), maps
 
 
-def test_the_best_thresholds_are_found(cases, monkeypatch):
-    maps = exact_maps_with_weak_seeds(cases)
-    monkeypatch.setattr(tuning, "predict_maps", lambda *args, **options: next(maps))
-    # Touching discs without seeds would be one object: a lower seed threshold tells them apart.
+def test_the_best_thresholds_are_found(monkeypatch):
+    case, maps = touching_squares()
+    monkeypatch.setattr(tuning, "predict_maps", lambda *args, **options: maps)
     seen: list[tuple[int, int]] = []
-    torch.manual_seed(0)
     model = Model.create(make_config())
-    best = tuning.tune_decoding(model, cases, progress=lambda *a: seen.append(a))
-    assert best.seed < InstanceDecoding().seed
-    assert best.min_size == model.config.plan.decoding.min_size
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert decode_instances(maps, model.config.plan.decoding).max() == 1
+    best = tuning.tune_decoding(model, [case], progress=lambda *a: seen.append(a))
+    assert decode_instances(maps, best).max() == 2
+    assert best.seed < model.config.plan.decoding.seed
+    assert seen == [(1, 1)]
+
+
+def test_specks_raise_the_smallest_size(monkeypatch):
+    case, maps = touching_squares()
+    maps[3] /= 0.48
+    maps[0, 0:4, 0:5], maps[2, 0:4, 0:5] = 0, 1
+    monkeypatch.setattr(tuning, "predict_maps", lambda *args, **options: maps)
+    model = Model.create(make_config())
+    best = tuning.tune_decoding(model, [case])
+    assert best.min_size > 20 > model.config.plan.decoding.min_size
 
 
 def test_equal_thresholds_leave_the_models_own(cases, monkeypatch):
