@@ -41,9 +41,9 @@ def check_output(path: str | Path, *, overwrite: bool = False) -> Path:
             raise OutputError(f"'{path}' exists already.", "Pass --overwrite to replace it.")
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _output_error(path, error) from error
+        raise output_error(path, error) from error
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise _output_error(path, PermissionError(errno.EACCES, "permission denied"))
+        raise output_error(path, PermissionError(errno.EACCES, "permission denied"))
     return path
 
 
@@ -76,7 +76,7 @@ def atomic_write(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]
     except OSError as error:
         if error.errno is None and "requested and" not in str(error):
             raise
-        raise _output_error(path, error) from error
+        raise output_error(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -91,7 +91,8 @@ def _flush_to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def _output_error(path: Path, error: OSError) -> OutputError:
+def output_error(path: Path, error: OSError) -> OutputError:
+    """Says in one sentence why `path` could not be written, and what to do about it."""
     # numpy's tofile reports a full disk as "N requested and M written", without a number.
     code = errno.ENOSPC if error.errno is None else error.errno
     reason, hint = _REASONS.get(code, (error.strerror or str(error), ""))

@@ -23,9 +23,15 @@ def convert(
         typer.Argument(
             metavar="SOURCE",
             help="nnU-Net folder TRAINER__PLANS__CONFIGURATION, one fold of it, or a .pth file.",
+            callback=options.user_path,
         ),
     ],
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The model folder to write.")],
+    output: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUTPUT", help="The model folder to write.", callback=options.user_path
+        ),
+    ],
     name: Annotated[
         str | None, typer.Option(help="Name of the model (default: that of the folder).")
     ] = None,

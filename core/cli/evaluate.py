@@ -19,19 +19,38 @@ class Task(str, Enum):
 
 def evaluate(
     pred: Annotated[
-        Path, typer.Argument(metavar="PRED", help="Predicted labels: a file or a folder.")
+        Path,
+        typer.Argument(
+            metavar="PRED",
+            help="Predicted labels: a file or a folder.",
+            callback=options.user_path,
+        ),
     ],
-    truth: Annotated[Path, typer.Argument(metavar="TRUTH", help="True labels, likewise.")],
+    truth: Annotated[
+        Path,
+        typer.Argument(metavar="TRUTH", help="True labels, likewise.", callback=options.user_path),
+    ],
     task: Annotated[
         Task,
         typer.Option("--task", help="instance: a number per object; semantic: a number per class."),
     ],
     json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write all scores as JSON.")
+        Path | None,
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            help="Write all scores as JSON.",
+            callback=options.user_path,
+        ),
     ] = None,
     csv: Annotated[
         Path | None,
-        typer.Option("--csv", metavar="FILE", help="Write a row per file and threshold or class."),
+        typer.Option(
+            "--csv",
+            metavar="FILE",
+            help="Write a row per file and threshold or class.",
+            callback=options.user_path,
+        ),
     ] = None,
     tolerance: Annotated[
         float,

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+def user_path(path: Path | None) -> Path | None:
+    """Callback of path parameters: `~` is the home folder, also where no shell replaced it."""
+    return None if path is None else path.expanduser()
+
 
 Axes = Annotated[
     str | None,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tttunet.cli import options
 from tttunet.cli.console import ProgressBar, note, show
 from tttunet.errors import Cancelled
 
@@ -38,10 +39,20 @@ class Precision(str, Enum):
 
 def train(
     dataset: Annotated[
-        Path, typer.Argument(metavar="DATASET", help="A folder with a dataset.json.")
+        Path,
+        typer.Argument(
+            metavar="DATASET", help="A folder with a dataset.json.", callback=options.user_path
+        ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of this training.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Folder of this training.",
+            callback=options.user_path,
+        ),
     ],
     recipe: Annotated[
         str | None,
@@ -89,7 +100,11 @@ def train(
     ] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Of the preprocessed data (default: OUTPUT/cache)."),
+        typer.Option(
+            metavar="DIR",
+            help="Of the preprocessed data (default: OUTPUT/cache).",
+            callback=options.user_path,
+        ),
     ] = None,
     resume: Annotated[
         bool,

@@ -62,7 +62,7 @@ def match_files(pred: str | Path, truth: str | Path) -> list[FilePair]:
     pred, truth = Path(pred), Path(truth)
     for path in (pred, truth):
         if not path.exists():
-            raise DatasetError(f"{path} does not exist.")
+            raise DatasetError(f"'{path}' does not exist.", "Check the name and the folder.")
     if pred.is_dir() != truth.is_dir():
         folder, file = (pred, truth) if pred.is_dir() else (truth, pred)
         raise DatasetError(

@@ -41,9 +41,15 @@ def load_image(path: str | Path, axes: str | None = None) -> Image:
 
     Raises:
         ImageError: the file is missing, unreadable, damaged or no image, or its axes are
-            ambiguous or contradict `axes`.
+            ambiguous or contradict `axes`; or no pixel holds a number (all are NaN or infinite).
     """
-    return _load(path, axes, palette_numbers=False)
+    image = _load(path, axes, palette_numbers=False)
+    if image.array.dtype.kind == "f" and not np.isfinite(image.array).any():
+        raise ImageError(
+            f"'{path}' holds no numbers: every pixel is NaN or infinite.",
+            "Export it again from the program that wrote it.",
+        )
+    return image
 
 
 def load_labels(path: str | Path, axes: str | None = None) -> Image:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".tif", ".tiff", ".ome.tif", ".ome.tiff", ".btf", ".tf8")
 _LOG = logging.getLogger(__name__)
+#: Held while tifffile's log is listened to: its switches are shared by all threads.
+_LISTENING = threading.Lock()
 
 _MICROMETERS = {
     "m": 1e6,
@@ -102,21 +104,32 @@ def read_tiff(path: Path, axes: str | None, name: str) -> Image:
 
 @contextlib.contextmanager
 def _damage_noticed(path: Path) -> Iterator[None]:
-    """Turns damage that tifffile only logs (a stack that ends early) into an error."""
+    """Turns damage that tifffile only logs (a stack that ends early) into an error.
+
+    It must be heard even where logging was turned off, which nothing else may hear then.
+    """
     records: list[str] = []
-    thread = threading.get_ident()
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if record.thread == thread and record.levelno >= logging.WARNING:
-                records.append(record.getMessage())
+            records.append(record.getMessage())
 
-    collector, logger = Collector(), logging.getLogger("tifffile")
-    logger.addHandler(collector)
-    try:
-        yield
-    finally:
-        logger.removeHandler(collector)
+    collector, logger = Collector(logging.WARNING), logging.getLogger("tifffile")
+    with _LISTENING:
+        off, level = logging.root.manager.disable, logger.level
+        disabled, propagate = logger.disabled, logger.propagate
+        if disabled or not logger.isEnabledFor(logging.WARNING):
+            logging.disable(logging.NOTSET)
+            logger.setLevel(logging.WARNING)
+            logger.disabled = logger.propagate = False
+        logger.addHandler(collector)
+        try:
+            yield
+        finally:
+            logger.removeHandler(collector)
+            logging.disable(off)
+            logger.setLevel(level)
+            logger.disabled, logger.propagate = disabled, propagate
     for message in records:
         if _DAMAGE.search(message):
             raise ImageError(

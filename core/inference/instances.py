@@ -1,10 +1,10 @@
-"""Instances from the network's maps: seeds from the distance map, then a watershed.
+"""Instances from the network's maps: peaks of the distance map, then a watershed.
 
 The network predicts, per pixel, the probabilities of background, interior and boundary and the
 distance to the object's border divided by the object's largest distance. That ratio is 1 in the
-middle and small at every border, whatever the object's size, so cutting it at a level gives one
-seed per object even where objects touch; the watershed grows the seeds down the distance map to
-the limits of the foreground.
+middle and small at every border, whatever the object's size, so one prominence tells the peaks of
+touching objects from noise; the watershed grows them down the distance map to the limits of the
+foreground.
 """
 
 from __future__ import annotations
@@ -26,19 +26,33 @@ def decode_instances(maps: np.ndarray, decoding: InstanceDecoding) -> np.ndarray
         [*spatial] uint32, 0 background, objects numbered 1..n.
     """
     from scipy import ndimage
+    from skimage.morphology import h_maxima
     from skimage.segmentation import watershed
 
-    distance = maps[3]
-    foreground = 1.0 - maps[0] > decoding.foreground
-    seed_map = ndimage.gaussian_filter(distance, decoding.smoothing)
-    seeds, _ = ndimage.label((seed_map > decoding.seed) & foreground)
+    probability = 1.0 - maps[0]
+    foreground = probability > decoding.foreground
+    distance = ndimage.gaussian_filter(maps[3].clip(0), decoding.smoothing)
+    # Peaks only count inside the foreground; outside the map is noise.
+    distance = np.where(foreground, distance, 0)
+    peaks = h_maxima(distance, decoding.prominence).astype(bool) & foreground
+    seeds, _ = ndimage.label(peaks, ndimage.generate_binary_structure(peaks.ndim, peaks.ndim))
     seeds = _add_unseeded_components(seeds, foreground)
-    labels = watershed(-seed_map, seeds, mask=foreground)
+    labels = watershed(-distance, seeds, mask=foreground)
+    labels = _drop_uncertain(labels, probability, decoding.confidence)
     return clean_instances(labels, decoding.min_size, decoding.fill_holes)
 
 
+def _drop_uncertain(labels: np.ndarray, probability: np.ndarray, least: float) -> np.ndarray:
+    """Remove objects whose mean foreground probability is below `least`."""
+    size = np.bincount(labels.ravel())
+    total = np.bincount(labels.ravel(), weights=probability.ravel())
+    keep = total >= least * size
+    keep[0] = False
+    return np.where(keep[labels], labels, 0)
+
+
 def _add_unseeded_components(seeds: np.ndarray, foreground: np.ndarray) -> np.ndarray:
-    """Give a foreground component in which no seed was found one of its own."""
+    """Give a foreground component without a peak a seed of its own."""
     from scipy import ndimage
 
     components, count = ndimage.label(foreground)

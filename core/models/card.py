@@ -17,6 +17,18 @@ def model_folder(path: str | Path) -> Path:
     return path.parent if path.name in (CARD_NAME, WEIGHTS_NAME) else path
 
 
+#: The hint of everything that a fresh copy of the model mends.
+COPY_AGAIN = "Copy or download the model again."
+
+
+def no_card(folder: Path) -> ModelError:
+    """The error that a folder is no model."""
+    return ModelError(
+        f"'{folder}' holds no {CARD_NAME}.",
+        f"A model is a folder with {CARD_NAME} and {WEIGHTS_NAME}.",
+    )
+
+
 def read_config(folder: Path) -> ModelConfig:
     """Read and validate the model.json of a model folder.
 
@@ -31,19 +43,18 @@ def read_config(folder: Path) -> ModelConfig:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
     except FileNotFoundError:
-        raise ModelError(
-            f"'{folder}' holds no {CARD_NAME}.",
-            f"A model is a folder with {CARD_NAME} and {WEIGHTS_NAME}.",
-        ) from None
+        raise no_card(folder) from None
     except OSError as error:
         raise ModelError(f"'{path}' cannot be read: {error.strerror}.") from error
     except ValueError as error:
-        raise ModelError(f"'{path}' is no valid JSON: {error}.") from error
+        raise ModelError(f"'{path}' is no valid JSON: {error}.", COPY_AGAIN) from error
     _check_format(content, path)
     try:
         return ModelConfig.model_validate_json(text)
     except ValidationError as error:
-        raise ModelError(f"'{path}' is no valid model card: {first_problem(error)}.") from error
+        raise ModelError(
+            f"'{path}' is no valid model card: {first_problem(error)}.", COPY_AGAIN
+        ) from error
 
 
 def weights_path(config: ModelConfig, folder: Path) -> Path:

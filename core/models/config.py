@@ -21,15 +21,18 @@ class InstanceDecoding(StrictModel):
 
     Attributes:
         foreground: a pixel belongs to an object if its interior + boundary probability exceeds it.
-        seed: a seed is a connected region whose seed map exceeds it.
-        smoothing: Gaussian sigma in pixels applied to the seed map.
+        prominence: an object is a peak of the distance map that rises at least this much above
+            the saddle to a higher one; smaller values split more.
+        smoothing: Gaussian sigma in pixels applied to the distance map before peaks are sought.
+        confidence: objects whose mean foreground probability is lower are dropped.
         min_size: smaller objects (pixels or voxels) are dropped.
         fill_holes: fill holes inside objects.
     """
 
     foreground: float = Field(0.5, gt=0, lt=1)
-    seed: float = Field(0.5, gt=0, lt=1)
+    prominence: float = Field(0.15, gt=0, lt=1)
     smoothing: float = Field(1.0, ge=0)
+    confidence: float = Field(0.7, ge=0, lt=1)
     min_size: int = Field(15, ge=0)
     fill_holes: bool = True
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tttunet.errors import OutputError
+from tttunet.files import output_error
 from tttunet.models.config import CARD_NAME, WEIGHTS_NAME
 
 
@@ -35,8 +36,7 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         _check_replaceable(path, overwrite)
         _move_into_place(temporary, path, path.with_name(f".{token}-old-{path.name}"))
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise OutputError(f"'{path}' cannot be written: {reason}.") from error
+        raise output_error(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

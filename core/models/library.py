@@ -15,7 +15,7 @@ from typing import Literal
 import platformdirs
 
 from tttunet.errors import ModelError, OutputError
-from tttunet.models.card import card_text, model_folder, read_config, weights_path
+from tttunet.models.card import card_text, model_folder, no_card, read_config, weights_path
 from tttunet.models.config import CARD_NAME, ModelConfig
 from tttunet.models.folder import atomic_folder, write_file
 
@@ -113,6 +113,8 @@ def resolve(name_or_path: str | Path) -> Path:
     folder = model_folder(name_or_path)
     if name_or_path and (folder / CARD_NAME).is_file():
         return folder
+    if name_or_path and folder.is_dir():
+        raise no_card(folder)
     raise ModelError(f"No model is called '{name_or_path}'.", _suggest(name_or_path, entries))
 
 

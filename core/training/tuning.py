@@ -23,10 +23,11 @@ from tttunet.models.config import InstanceDecoding
 from tttunet.models.model import Model
 from tttunet.training.prepare import IGNORE, PreparedCase
 
-#: What is tried, all combinations; then the minimum sizes with the best of them.
+#: What is tried: all combinations of the first three, then one after the other.
 FOREGROUND = (0.4, 0.5, 0.6)
-SEED = (0.4, 0.5, 0.6, 0.7)
-SMOOTHING = (1.0, 2.0, 3.0)
+PROMINENCE = (0.1, 0.15, 0.2)
+SMOOTHING = (1.0, 2.0)
+CONFIDENCE = (0.0, 0.8, 0.85, 0.9)
 MIN_SIZE = (15, 30, 50)
 #: Thresholds are chosen by the F1 at these IoUs, half pooled over objects, half over images.
 IOUS = (0.5, 0.7)
@@ -64,11 +65,17 @@ def tune_decoding(
         if progress is not None:
             progress(done, len(cases))
     grid = [
-        {"foreground": f, "seed": s, "smoothing": g}
-        for f, s, g in itertools.product(FOREGROUND, SEED, SMOOTHING)
+        {"foreground": f, "prominence": p, "smoothing": g}
+        for f, p, g in itertools.product(FOREGROUND, PROMINENCE, SMOOTHING)
     ]
-    best = _best(predicted, [start, *(start.model_copy(update=change) for change in grid)])
-    return _best(predicted, [best, *(best.model_copy(update={"min_size": n}) for n in MIN_SIZE)])
+    best = start
+    for changes in (
+        grid,
+        [{"confidence": value} for value in CONFIDENCE],
+        [{"min_size": value} for value in MIN_SIZE],
+    ):
+        best = _best(predicted, [best, *(best.model_copy(update=change) for change in changes)])
+    return best
 
 
 def _best(

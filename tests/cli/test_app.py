@@ -74,7 +74,10 @@ def test_error_is_one_line_on_stderr(run: Run, tmp_path: Path):
 
 def test_brackets_in_names_are_no_markup(run: Run, tmp_path: Path):
     ran = run("evaluate", tmp_path / "[bold]a[/bold]", tmp_path, "--task", "instance")
-    assert ran.err == f"Error: {tmp_path}/[bold]a[/bold] does not exist.\n"
+    assert (
+        ran.err
+        == f"Error: '{tmp_path}/[bold]a[/bold]' does not exist. Check the name and the folder.\n"
+    )
 
 
 @pytest.mark.parametrize("place", [0, 1, 4])
@@ -112,4 +115,7 @@ def test_module_and_command_are_the_same(tmp_path: Path):
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (1, "Error: a does not exist.\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "Error: 'a' does not exist. Check the name and the folder.\n",
+    )

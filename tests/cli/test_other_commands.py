@@ -145,3 +145,14 @@ def test_demo_scores_and_writes_every_sample(
     for name in names:
         assert (output / f"{name}_overlay.png").is_file()
         assert load_labels(output / f"{name}_labels.ome.tif").array.ndim == 2
+
+
+def test_a_tilde_is_the_home_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tifffile.imwrite(tmp_path / "a.tif", np.eye(8, dtype=np.uint8))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    ran = run("evaluate", "~/a.tif", "~/a.tif", "--task", "instance", "--json", "~/scores.json")
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "scores.json").is_file()
+    assert not (tmp_path / "~").exists()

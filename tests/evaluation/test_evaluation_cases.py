@@ -95,7 +95,7 @@ def test_two_files_for_one_name_are_refused(tmp_path, twins):
 def test_missing_empty_and_mixed_paths_are_refused(tmp_path):
     full = folder(tmp_path / "full", "a.tif")
     empty = folder(tmp_path / "empty", "notes.txt")
-    with pytest.raises(DatasetError, match=r"nowhere does not exist"):
+    with pytest.raises(DatasetError, match=r"nowhere' does not exist"):
         match_files(tmp_path / "nowhere", full)
     with pytest.raises(DatasetError, match=r"no label files in .*empty"):
         match_files(full, empty)

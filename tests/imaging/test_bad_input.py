@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import imagecodecs
@@ -168,3 +170,41 @@ def test_gzip_of_several_members_is_complete(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(content[:5000]) + gzip.compress(content[5000:])[:-100])
     with pytest.raises(ImageError, match="incomplete"):
         load_image(path)
+
+
+def _off_for_all() -> None:
+    logging.disable()
+
+
+def _off_for_tifffile() -> None:
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+
+
+@pytest.mark.parametrize("turn_off", [_off_for_all, _off_for_tifffile])
+def test_a_stack_that_ends_early_is_noticed_without_logging(
+    tmp_path: Path, turn_off: Callable[[], None]
+) -> None:
+    path = tmp_path / "stack.tif"
+    tifffile.imwrite(path, np.ones((3, 64, 64), np.uint16), imagej=True, metadata={"axes": "ZYX"})
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    logger = logging.getLogger("tifffile")
+    try:
+        turn_off()
+        before = (logging.root.manager.disable, logger.level, logger.propagate)
+        with pytest.raises(ImageError, match="incomplete"):
+            load_image(path)
+        assert (logging.root.manager.disable, logger.level, logger.propagate) == before
+    finally:
+        logging.disable(logging.NOTSET)
+        logger.setLevel(logging.NOTSET)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_image_without_any_number(tmp_path: Path, value: float) -> None:
+    array = np.full((8, 8), value, np.float32)
+    tifffile.imwrite(tmp_path / "a.tif", array)
+    with pytest.raises(ImageError, match="every pixel is NaN or infinite"):
+        load_image(tmp_path / "a.tif")
+    array[0, 0] = 1
+    tifffile.imwrite(tmp_path / "a.tif", array)
+    assert load_image(tmp_path / "a.tif").array[0, 0] == 1

@@ -20,17 +20,28 @@ def test_touching_discs_separate():
     assert labels[30, 20] != labels[30, 38]
 
 
-def test_an_object_without_a_seed_is_kept():
+def test_an_object_without_a_peak_is_kept():
     maps = disc_maps([(30, 30)], 8)
-    maps[3] *= 0.2
+    maps[3] *= 0.1
     assert decode_instances(maps, InstanceDecoding()).max() == 1
+
+
+def test_small_dents_do_not_split_an_object():
+    maps = disc_maps([(30, 30)], 12)
+    rng = np.random.default_rng(0)
+    maps[3] += 0.05 * rng.standard_normal(maps[3].shape).astype(np.float32) * (maps[3] > 0)
+    assert decode_instances(maps, InstanceDecoding()).max() == 1
+    assert decode_instances(maps, InstanceDecoding(prominence=0.001, smoothing=0)).max() > 1
 
 
 def test_thresholds_and_sizes_are_used():
     maps = disc_maps([(20, 20), (45, 45)], 6)
-    maps[0, 40:51, 40:51] = np.maximum(maps[0, 40:51, 40:51], 0.45)
-    assert decode_instances(maps, InstanceDecoding(foreground=0.5)).max() == 2
-    assert decode_instances(maps, InstanceDecoding(foreground=0.6)).max() == 1
+    second = (slice(None), slice(38, 53), slice(38, 53))
+    inside = maps[0][second[1:]] == 0
+    maps[0][second[1:]][inside] = 0.45
+    assert decode_instances(maps, InstanceDecoding(foreground=0.5, confidence=0.5)).max() == 2
+    assert decode_instances(maps, InstanceDecoding(foreground=0.6, confidence=0.5)).max() == 1
+    assert decode_instances(maps, InstanceDecoding(foreground=0.5, confidence=0.7)).max() == 1
     assert decode_instances(maps, InstanceDecoding(min_size=1000)).max() == 0
 
 

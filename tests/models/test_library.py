@@ -177,3 +177,17 @@ def test_library_is_read_without_torch():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False"
+
+
+def test_a_folder_that_is_no_model_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "results").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=r"'results' holds no model\.json"):
+        resolve("results")
+
+
+def test_a_library_below_a_file_is_explained(saved: Path, tmp_path: Path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(library.FOLDER_VARIABLE, str(tmp_path / "file" / "models"))
+    with pytest.raises(OutputError, match=r"is a file, not a folder\. Choose another folder"):
+        add_model(saved)

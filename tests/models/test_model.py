@@ -142,7 +142,7 @@ def test_failed_save_leaves_the_old_model(small_model: Model, saved: Path, monke
         monkeypatch.setattr(folder_module.os, "fsync", full_disk)
     else:
         monkeypatch.setattr(Path, "rename", rename_back_only)
-    with pytest.raises(OutputError, match="no space left"):
+    with pytest.raises(OutputError, match="the disk is full"):
         small_model.save(saved, overwrite=True)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert [path.name for path in saved.parent.iterdir()] == ["small"]

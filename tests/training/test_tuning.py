@@ -15,12 +15,12 @@ def cases():
 
 
 def touching_squares() -> tuple[PreparedCase, np.ndarray]:
-    """Two squares side by side, and exact maps whose distances are too small for a seed at 0.5."""
+    """Two squares side by side, and exact maps with peaks too flat for the default prominence."""
     label = np.zeros((40, 48), np.int32)
     label[10:30, 4:24] = 1
     label[10:30, 24:44] = 2
     classes, distance = instance_targets(label)
-    maps = np.stack([classes == c for c in (0, 1, 2)] + [0.48 * distance]).astype(np.float32)
+    maps = np.stack([classes == c for c in (0, 1, 2)] + [0.15 * distance]).astype(np.float32)
     image = np.zeros((1, 40, 48), np.float16)
     return PreparedCase("squares", image, label, np.zeros((0, 3), np.int32)), maps
 
@@ -33,13 +33,25 @@ def test_the_best_thresholds_are_found(monkeypatch):
     assert decode_instances(maps, model.config.plan.decoding).max() == 1
     best = tuning.tune_decoding(model, [case], progress=lambda *a: seen.append(a))
     assert decode_instances(maps, best).max() == 2
-    assert best.seed < model.config.plan.decoding.seed
+    assert best.prominence < model.config.plan.decoding.prominence
     assert seen == [(1, 1)]
+
+
+def test_uncertain_objects_raise_the_confidence(monkeypatch):
+    case, maps = touching_squares()
+    maps[3] /= 0.15
+    maps[:3, 0:8, 0:20] = np.array([0.22, 0, 0.78])[:, None, None]
+    monkeypatch.setattr(tuning, "predict_maps", lambda *args, **options: maps)
+    model = Model.create(make_config())
+    assert decode_instances(maps, model.config.plan.decoding).max() == 3
+    best = tuning.tune_decoding(model, [case])
+    assert best.confidence > model.config.plan.decoding.confidence
+    assert decode_instances(maps, best).max() == 2
 
 
 def test_specks_raise_the_smallest_size(monkeypatch):
     case, maps = touching_squares()
-    maps[3] /= 0.48
+    maps[3] /= 0.15
     maps[0, 0:4, 0:5], maps[2, 0:4, 0:5] = 0, 1
     monkeypatch.setattr(tuning, "predict_maps", lambda *args, **options: maps)
     model = Model.create(make_config())
