@@ -30,6 +30,7 @@ class Settings:
 
     model: Model
     axes: str | None
+    channel: str | None
     device: str
     tile: tuple[int, ...] | None
     overlap: float
@@ -60,6 +61,12 @@ def segment(
         ),
     ] = DEFAULT_MODEL,
     axes: options.Axes = None,
+    channel: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME_OR_NUMBER", help="Segment this channel only; numbers start at 0."
+        ),
+    ] = None,
     device: options.Device = "auto",
     tile: Annotated[
         str | None,
@@ -106,6 +113,7 @@ def segment(
     tttunet segment cells.png -o cells_labels.ome.tif --overlay --table
     tttunet segment plate1/ 'plate2/*.tif' -o results/ --model my-cells --tta
     tttunet segment stack.tif -o results/ --axes ZYX --device cuda
+    tttunet segment stained.ome.tif -o results/ --channel DAPI
     """
     from tttunet.cli.jobs import expand_inputs, plan_jobs
 
@@ -123,6 +131,7 @@ def segment(
         settings = Settings(
             model=loaded,
             axes=axes,
+            channel=channel,
             device=device,
             tile=_tile_of(loaded, tile_size),
             overlap=overlap,
@@ -160,6 +169,13 @@ def _run_job(job: Job, settings: Settings, bar: ProgressBar, index: int, total: 
     from tttunet.inference.segment import segment as segment_image
 
     image = load_image(job.source, settings.axes)
+    if settings.channel is not None:
+        image = image.select_channel(settings.channel)
+    elif settings.model.config.plan.channels == "rgb" and image.channels == 3 and not image.rgb:
+        bar.note(
+            f"{job.source}: its three channels are taken as red, green and blue; "
+            "--channel chooses one of them."
+        )
     result = segment_image(
         image,
         settings.model,

@@ -93,7 +93,7 @@ def prepare_channels(image: Image, channels: Literal["rgb", "as_is"], count: int
     wanted = "a grey or RGB image" if channels == "rgb" else f"{count} channel{'s' * (count > 1)}"
     raise ImageError(
         f"'{image.name}' has {found} {kind}; the model takes {wanted}.",
-        "Save one channel as a file of its own (in Python: image.select_channel)."
+        "Choose one (--channel, in Python image.select_channel)."
         if channels == "rgb" or count == 1
         else "Choose another model.",
     )

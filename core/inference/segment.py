@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -89,7 +90,8 @@ def segment(
         Labels on the image's grid.
 
     Raises:
-        ImageError: the image has other dimensions or channels than the model takes.
+        ImageError: the image has other dimensions or channels than the model takes, or a single
+            pixel.
         Cancelled: `cancel` returned True.
     """
     start = time.perf_counter()
@@ -99,6 +101,11 @@ def segment(
         raise ImageError(
             f"'{image.name}' has the axes {image.axes}, but '{config.name}' takes volumes.",
             "Choose a 2D model, or state the axes if the first one is Z (--axes ZYX).",
+        )
+    if math.prod(image.spatial_shape) == 1:
+        raise ImageError(
+            f"'{image.name}' has a single pixel: there is nothing to segment.",
+            "Check the axes and the file.",
         )
     target = pick_device(device)
     planes = _planes(image, model)
@@ -172,7 +179,7 @@ def predict_maps(
 def predict_labels(
     model: Model, array: np.ndarray, *, decoding: InstanceDecoding | None = None, **options: Any
 ) -> np.ndarray:
-    """Labels of one normalised array.
+    """Labels of one normalised array; a constant one is background everywhere.
 
     Args:
         array: [C, *spatial] float32, normalised by the model's plan.
@@ -183,13 +190,17 @@ def predict_labels(
         [*spatial] uint32 instances, or classes as uint8 (uint16 above 255 classes).
     """
     config = model.config
+    values = np.array([0, *(label.value for label in config.labels)])
+    values = values.astype(np.uint8 if values.max() < 256 else np.uint16)
+    if np.ptp(array) == 0:
+        dtype = np.uint32 if config.task == "instance" else values.dtype
+        return np.zeros(array.shape[1:], dtype)
     maps = predict_maps(model, array, **options)
     if config.task == "instance":
         rules = decoding or config.plan.decoding
         assert rules is not None
         return decode_instances(maps, rules)
-    values = np.array([0, *(label.value for label in config.labels)])
-    return values.astype(np.uint8 if values.max() < 256 else np.uint16)[maps.argmax(0)]
+    return values[maps.argmax(0)]
 
 
 def automatic_tile(model: Model) -> tuple[int, ...]:

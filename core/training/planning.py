@@ -55,6 +55,12 @@ def plan_training(
     if unknown:
         raise DatasetError(f"A recipe has no part {sorted(unknown)}.")
     dim, instance = dataset.dim, dataset.task == "instance"
+    rows = overrides.get("network", {}).get("strides") or [(0,) * dim]
+    if len(rows[0]) != dim:
+        raise DatasetError(
+            f"The recipe is for {len(rows[0])}D images, but '{dataset.name}' is {dim}D.",
+            "Leave the recipe away: a network is then planned from the data.",
+        )
     shape, channels = _typical_image(dataset)
     patch = tuple(_patch_length(length, LARGEST_PATCH[dim]) for length in shape)
     # The same treatment of colour for every image of a mixed set: grey becomes RGB.

@@ -152,7 +152,8 @@ def _compute(
         )
     if pixels.shape[1:] != label.shape:
         raise DatasetError(
-            f"{case.images[0]} has shape {pixels.shape[1:]} but its label {label.shape}."
+            f"{case.images[0]} has shape {pixels.shape[1:]} but its label {label.shape}.",
+            f"Give {case.label} the shape of the image, or leave the case out of the split.",
         )
     image = normalise(pixels, plan.normalisation, plan.percentiles).astype(np.float16)
     return image, label, _locations(label, _LOCATIONS[dataset.task])

@@ -218,3 +218,44 @@ def test_existing_output_needs_overwrite(run: Run, tmp_path: Path, instance_mode
     assert "--overwrite" in ran.err
     assert (tmp_path / "out" / "a_labels.ome.tif").read_bytes() == before
     assert run(*words, "--overwrite").code == 0
+
+
+def stained(tmp_path: Path, channels: int) -> Path:
+    """An OME-TIFF of separate stains; the last channel alone has a bright square."""
+    array = np.zeros((channels, 40, 40), np.uint8)
+    array[-1, 10:30, 10:30] = 200
+    path = tmp_path / "stained.ome.tif"
+    names = ["DAPI", "GFP", "RFP"][:channels]
+    tifffile.imwrite(path, array, metadata={"axes": "CYX", "Channel": {"Name": names}})
+    return path
+
+
+@pytest.mark.parametrize("channel", ["GFP", "1"])
+def test_one_channel_of_two_is_segmented(run: Run, tmp_path: Path, instance_model, channel):
+    source = stained(tmp_path, 2)
+    refused = run("segment", source, "--model", instance_model, "--output", tmp_path / "out")
+    assert refused.code == 1
+    assert "--channel" in refused.err
+    ran = run(
+        *("segment", source, "--model", instance_model, "--output", tmp_path / "out"),
+        *("--channel", channel),
+    )
+    assert ran.code == 0, ran.err
+    assert tifffile.imread(tmp_path / "out" / "stained_labels.ome.tif").shape == (40, 40)
+
+
+def test_stains_taken_as_colours_are_mentioned(run: Run, tmp_path: Path, instance_model):
+    ran = run(
+        *("segment", stained(tmp_path, 3), "--model", instance_model, "--output", tmp_path / "out")
+    )
+    assert ran.code == 0, ran.err
+    assert "red, green and blue" in ran.err
+
+
+def test_an_unknown_channel_is_named(run: Run, tmp_path: Path, instance_model):
+    ran = run(
+        *("segment", stained(tmp_path, 2), "--model", instance_model, "--output", tmp_path / "out"),
+        *("--channel", "YFP"),
+    )
+    assert ran.code == 1
+    assert "no channel 'YFP'" in ran.err

@@ -117,7 +117,7 @@ def test_channels(shape: tuple, axes: str, channels, count: int, expected: tuple
 @pytest.mark.parametrize(
     ("shape", "axes", "channels", "count", "words"),
     [
-        ((2, 5, 6), "CYX", "rgb", 3, r"2 channels \(DAPI, GFP\).*grey or RGB.*Save one channel"),
+        ((2, 5, 6), "CYX", "rgb", 3, r"2 channels \(DAPI, GFP\).*grey or RGB.*--channel"),
         ((2, 5, 6), "CYX", "as_is", 1, "takes 1 channel"),
         ((5, 6), "YX", "as_is", 2, "1 channel.*takes 2 channels.*another model"),
         ((5, 6, 3), "YXS", "as_is", 1, "3 colour channels.*takes 1 channel"),

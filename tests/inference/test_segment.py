@@ -29,7 +29,7 @@ def image(axes, shape, **options):
     ("axes", "shape", "dim"),
     [
         ("YX", (37, 51), 2),
-        ("YX", (1, 1), 2),
+        ("YX", (1, 5), 2),
         ("CYX", (1, 20, 20), 2),
         ("TYX", (2, 20, 24), 2),
         ("ZYX", (3, 20, 24), 2),
@@ -60,15 +60,25 @@ def test_objects_of_different_slices_have_different_numbers(models, monkeypatch)
 
 
 @pytest.mark.parametrize("value", [0, 7, 255])
-def test_constant_images_do_not_fail(models, value):
+@pytest.mark.parametrize("task", ["instance", "semantic"])
+def test_constant_images_are_background(models, value, task):
     flat = Image.from_array(np.full((33, 40), value, np.uint8))
-    assert segment(flat, models[2, "instance"], device="cpu").labels.shape == (33, 40)
+    labels = segment(flat, models[2, task], device="cpu").labels
+    assert labels.shape == (33, 40)
+    assert labels.dtype == (np.uint32 if task == "instance" else np.uint8)
+    assert not labels.any()
+
+
+def test_a_single_pixel_is_refused(models):
+    with pytest.raises(ImageError, match="single pixel"):
+        segment(image("YX", (1, 1)), models[2, "instance"], device="cpu")
 
 
 def test_not_finite_pixels_do_not_fail(models):
     array = np.random.default_rng(0).random((33, 40)).astype(np.float32)
     array[0, 0], array[1, 1], array[2, 2] = np.nan, np.inf, -np.inf
-    assert segment(Image.from_array(array), models[2, "instance"], device="cpu").labels.any() >= 0
+    labels = segment(Image.from_array(array), models[2, "instance"], device="cpu").labels
+    assert labels.shape == (33, 40)
 
 
 def test_progress_covers_all_planes_and_cancel_stops(models):
