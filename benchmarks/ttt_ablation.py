@@ -71,7 +71,6 @@ def _score(dataset: str, folder: Path) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.network.parameters()),
         "minutes": round(history[-1]["elapsed"] / 60, 1),
         "last_training_loss": [row["loss"] for row in history if "loss" in row][-1],
-        "f1_during_training": {row["step"]: row["score"] for row in history if "score" in row},
         "scores": score_model(model, cases),
     }
 

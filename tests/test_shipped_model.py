@@ -1,0 +1,41 @@
+"""What ships: the model `nuclei`, its card, and the demo on the sample images."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+from tttunet.cli import main
+from tttunet.evaluation import instance_scores, pool
+from tttunet.imaging import load_labels
+from tttunet.models import list_models
+from tttunet.models.model import load_model
+
+
+def test_the_demo_segments_the_samples(tmp_path: Path):
+    assert main(["demo", "--output", str(tmp_path)]) == 0
+    samples = Path(str(files("tttunet.resources") / "samples"))
+    names = [
+        entry["name"] for entry in json.loads((samples / "samples.json").read_text())["images"]
+    ]
+    scores = []
+    for name in names:
+        truth = load_labels(samples / f"{name}_labels.tif").array
+        found = load_labels(tmp_path / f"{name}_labels.ome.tif").array
+        scores.append(instance_scores(found, truth, (0.5,)))
+        assert (tmp_path / f"{name}_overlay.png").stat().st_size > 10_000
+    assert pool(scores)[0].f1 > 0.78
+
+
+def test_the_card_says_what_the_weights_come_from():
+    entry = next(entry for entry in list_models() if entry.name == "nuclei")
+    assert entry.ok
+    config = load_model("nuclei").config
+    assert config.card.licence == "CC0-1.0"
+    assert [source.licence for source in config.card.data] == ["CC0-1.0"]
+    assert {"fluorescence", "histology_purple", "histology_white", "brightfield_grey"} <= set(
+        config.card.scores["val"]
+    )
+    assert config.weights is not None
+    assert config.weights.bytes < 25e6
