@@ -84,6 +84,6 @@ def test_the_shipped_model_on_real_nuclei(data_dir):
     for case in open_dataset(folder).cases["val"]:
         labels = tttunet.segment(tttunet.load_image(case.images[0]), model).labels
         scores.append(instance_scores(labels, tttunet.load_labels(case.label).array, (0.5,)))
-    # A guard just below what benchmarks/results/nuclei_accuracy.json records: 0.867 and 0.871.
+    # benchmarks/results/nuclei_accuracy.json records 0.867 and 0.871.
     assert pool(scores)[0].f1 > 0.86
-    assert np.mean([image[0].f1 for image in scores]) > 0.865
+    assert np.mean([image[0].f1 for image in scores]) > 0.87
