@@ -23,7 +23,14 @@ _THRESHOLD = 0.5
 
 def demo(
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the results.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Folder of the results.",
+            callback=options.user_path,
+        ),
     ] = Path("demo-output"),
     model: Annotated[
         str, typer.Option("--model", "-m", metavar="NAME_OR_PATH", help="A model of nuclei.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ from tttunet.evaluation.semantic import ClassScores, Tolerance, nan_mean, semant
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+_LOG = logging.getLogger(__name__)
+#: More classes than this are probably objects.
+MANY_CLASSES = 64
 
 Task = Literal["instance", "semantic"]
 
@@ -192,6 +197,12 @@ def _semantic_report(
         names.append(case.name)
         found.append({one.label: one for one in scores})
     labels = sorted(set().union(*found))
+    if wanted is None and len(labels) > MANY_CLASSES:
+        _LOG.warning(
+            "The files hold %d different labels. If each is an object, not a class, the task is "
+            "instance.",
+            len(labels),
+        )
     images = [[one.get(label, ClassScores(label, 0, 0, 0)) for label in labels] for one in found]
     per_case = [[_class_row(one, class_names) for one in scores] for scores in images]
     per_class = [_class_summary(column, class_names) for column in zip(*images, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,21 @@ from tttunet.imaging import itk, raster, tiff
 from tttunet.imaging.image import Image
 
 SUFFIXES = tuple(sorted({*tiff.SUFFIXES, *raster.SUFFIXES, *itk.SUFFIXES}, key=len, reverse=True))
+
+
+class _Format(NamedTuple):
+    name: str
+    magic: tuple[bytes, ...]
+    suffixes: tuple[str, ...]
+
+
+_FORMATS = (
+    _Format("PNG", (b"\x89PNG\r\n\x1a\n",), (".png",)),
+    _Format("JPEG", (b"\xff\xd8\xff",), (".jpg", ".jpeg")),
+    _Format("TIFF", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), tiff.SUFFIXES),
+    _Format("NRRD", (b"NRRD000",), (".nrrd", ".nhdr")),
+    _Format("BMP", (b"BM",), (".bmp",)),
+)
 _LARGEST_LABEL = np.iinfo(np.uint32).max
 
 
@@ -120,10 +136,23 @@ def _load(path: str | Path, axes: str | None, palette_numbers: bool) -> Image:
                 f"'{path}' has axes that are not at right angles.",
                 "Resample it to a regular grid, e.g. in 3D Slicer.",
             ) from error
+        content = _recognise(path)
+        if content is not None and suffix not in content.suffixes:
+            raise ImageError(
+                f"'{path}' is a {content.name} file, but its name ends in {suffix}.",
+                f"Rename it so that it ends in {content.suffixes[0]}.",
+            ) from error
         raise ImageError(
             f"'{path}' cannot be read: it is damaged, incomplete or not a {suffix} file.",
             "Open it in the program that wrote it and export it again.",
         ) from error
+
+
+def _recognise(path: Path) -> _Format | None:
+    """The format by the first bytes, whatever the name says."""
+    with path.open("rb") as file:
+        start = file.read(16)
+    return next((f for f in _FORMATS if start.startswith(f.magic)), None)
 
 
 def _check_file(path: Path) -> str:

@@ -136,7 +136,10 @@ def _load_checkpoint(path: Path) -> dict[str, Any]:
                 f"'{path}' contains Python objects ('{foreign[1]}') and loading it could run code "
                 "that is hidden in it: it was not loaded."
             ) from error
-        raise ModelError(f"'{path}' is damaged or no PyTorch checkpoint.") from error
+        raise ModelError(
+            f"'{path}' is damaged or no PyTorch checkpoint.",
+            "Copy it again from where it was trained, and compare the sizes.",
+        ) from error
     if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint:
         raise ModelError(f"'{path}' is no nnU-Net checkpoint: it has no 'network_weights'.")
     return checkpoint

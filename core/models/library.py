@@ -104,7 +104,10 @@ def resolve(name_or_path: str | Path) -> Path:
     if not isinstance(name_or_path, str) or _looks_like_path(name_or_path):
         folder = model_folder(name_or_path)
         if not folder.is_dir():
-            raise ModelError(f"There is no model at '{name_or_path}'.")
+            raise ModelError(
+                f"There is no model at '{name_or_path}'.",
+                "`tttunet models list` shows the models there are.",
+            )
         return folder
     entries = list_models()
     for entry in entries:

@@ -52,7 +52,10 @@ def find_files(source: Path, fold: str | None = None) -> NNUNetFiles:
         ModelError: a file is missing or damaged, or there are several folds.
     """
     if not source.exists():
-        raise ModelError(f"There is no '{source}'.")
+        raise ModelError(
+            f"There is no '{source}'.",
+            "Give nnU-Net's folder TRAINER__PLANS__CONFIGURATION, or a .pth file in it.",
+        )
     if source.is_file():
         checkpoint = source
     else:

@@ -222,3 +222,10 @@ def test_bad_settings_are_refused(tmp_path):
         evaluate(tmp_path / "a.tif", tmp_path / "a.tif", "panoptic")
     with pytest.raises(DatasetError, match="At least one IoU threshold"):
         evaluate(tmp_path / "a.tif", tmp_path / "a.tif", "instance", thresholds=[])
+
+
+def test_objects_scored_as_classes_are_noticed(tmp_path, caplog):
+    labels = np.arange(100, dtype=np.uint8).reshape(10, 10)
+    tifffile.imwrite(tmp_path / "a.tif", labels)
+    evaluate(tmp_path / "a.tif", tmp_path / "a.tif", "semantic", tolerance=None)
+    assert "99 different labels" in caplog.text

@@ -208,3 +208,17 @@ def test_an_image_without_any_number(tmp_path: Path, value: float) -> None:
     array[0, 0] = 1
     tifffile.imwrite(tmp_path / "a.tif", array)
     assert load_image(tmp_path / "a.tif").array[0, 0] == 1
+
+
+@pytest.mark.parametrize(
+    ("written", "named", "message"),
+    [("a.png", "a.tif", "is a PNG file"), ("a.tif", "a.png", "is a TIFF file")],
+)
+def test_a_file_with_another_format_s_name_is_recognised(tmp_path, written, named, message):
+    if written.endswith("png"):
+        Pillow.fromarray(COLOURS).save(tmp_path / written)
+    else:
+        write_tiff(tmp_path / written)
+    (tmp_path / written).rename(tmp_path / named)
+    with pytest.raises(ImageError, match=message):
+        load_image(tmp_path / named)
