@@ -120,10 +120,11 @@ def segment(
     jobs = plan_jobs(
         expand_inputs(inputs), output, overlay=overlay, table=table, overwrite=overwrite
     )
-    tile_size = None if tile is None else _parse_tile(tile)
+    tile_numbers = None if tile is None else _parse_tile(tile)
 
     with ProgressBar("Loading the model") as bar:
         from tttunet.inference.device import pick_device
+        from tttunet.inference.segment import tile_size
         from tttunet.models.model import load_model
 
         pick_device(device)
@@ -133,7 +134,7 @@ def segment(
             axes=axes,
             channel=channel,
             device=device,
-            tile=_tile_of(loaded, tile_size),
+            tile=tile_size(loaded, tile_numbers),
             overlap=overlap,
             mirror=tta,
             decoding=_decoding(loaded, min_size),
@@ -240,18 +241,6 @@ def _parse_tile(text: str) -> tuple[int, ...]:
     if not size or min(size) < 1:
         raise typer.BadParameter("give a size such as 512 or 64,256,256", param_hint="--tile")
     return size
-
-
-def _tile_of(model: Model, size: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    dim = model.config.network.dim
-    if size is None or len(size) == dim:
-        return size
-    if len(size) == 1:
-        return size * dim
-    raise ModelError(
-        f"--tile has {len(size)} numbers, but '{model.config.name}' is a {dim}D model.",
-        f"Give one number, or {dim}.",
-    )
 
 
 def _decoding(model: Model, min_size: int | None) -> InstanceDecoding | None:

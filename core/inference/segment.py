@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tttunet.errors import ImageError
+from tttunet.errors import ImageError, ModelError
 from tttunet.imaging import Image, normalise, prepare_channels
+from tttunet.inference.allocator import tune_allocator
 from tttunet.inference.device import pick_device
 from tttunet.inference.instances import decode_instances
 from tttunet.inference.tiled import (
@@ -161,6 +162,7 @@ def predict_maps(
         [K, *spatial] float32: class probabilities; for instances the channels of
         `models.config.INSTANCE_CHANNELS`.
     """
+    tune_allocator()
     config = model.config
     return predict(
         model.network.to(device).eval(),
@@ -201,6 +203,23 @@ def predict_labels(
         assert rules is not None
         return decode_instances(maps, rules)
     return values[maps.argmax(0)]
+
+
+def tile_size(model: Model, size: Sequence[int] | None) -> tuple[int, ...] | None:
+    """A tile with a number for every axis of the model; None if no size is given.
+
+    Raises:
+        ModelError: neither one number nor one for every axis.
+    """
+    if not size:
+        return None
+    dim = model.config.network.dim
+    if len(size) not in (1, dim):
+        raise ModelError(
+            f"--tile has {len(size)} numbers, but '{model.config.name}' is a {dim}D model.",
+            f"Give one number, or {dim}.",
+        )
+    return tuple(size) * (dim if len(size) == 1 else 1)
 
 
 def automatic_tile(model: Model) -> tuple[int, ...]:

@@ -23,7 +23,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from tttunet.kernels.reference import gelu, gelu_derivative, inner_gradient, layer_norm
+from tttunet.kernels.contract import TTTResult
+from tttunet.kernels.reference import (
+    gelu,
+    gelu_derivative,
+    inner_gradient,
+    inner_loss,
+    layer_norm,
+)
 
 State = tuple[Tensor, ...]
 Segment = Callable[..., tuple[Tensor, ...]]
@@ -42,7 +49,7 @@ def ttt_linear(
     norm_weight: Tensor,
     norm_bias: Tensor,
     eps: float = 1e-6,
-) -> Tensor:
+) -> TTTResult:
     """TTT-Linear. Arguments as in `tttunet.kernels.ttt_linear`."""
     return _scan(_linear_segment, q, k, v, lr, coefficient, state, norm_weight, norm_bias, eps)
 
@@ -57,7 +64,7 @@ def ttt_mlp(
     norm_weight: Tensor,
     norm_bias: Tensor,
     eps: float = 1e-6,
-) -> Tensor:
+) -> TTTResult:
     """TTT-MLP. Arguments as in `tttunet.kernels.ttt_mlp`."""
     return _scan(_mlp_segment, q, k, v, lr, coefficient, state, norm_weight, norm_bias, eps)
 
@@ -73,7 +80,7 @@ def _scan(
     norm_weight: Tensor,
     norm_bias: Tensor,
     eps: float,
-) -> Tensor:
+) -> TTTResult:
     """Cut the tokens into segments of whole mini-batches plus a tail, and run them in order."""
     tokens, size = q.shape[2], coefficient.shape[0]
     whole = tokens // size * size
@@ -84,19 +91,23 @@ def _scan(
     affine = (norm_weight[:, None, :], norm_bias[:, None, :])
     recompute = torch.is_grad_enabled() and whole > span
 
-    outputs = []
+    # The biases carry a token axis of one.
+    state = [part[:, :, None] if part.ndim == 3 else part for part in state]
+    outputs, losses = [], []
     for start, stop in bounds:
         length = min(size, stop - start)
         blocks = [x[:, :, start:stop].unflatten(2, (-1, length)) for x in (q, k, v, lr[..., None])]
         arguments = (*blocks, coefficient[:length, None], *affine, eps, *state)
         if recompute:
-            output, *state = checkpoint(
+            output, loss, *state = checkpoint(
                 segment, *arguments, use_reentrant=False, preserve_rng_state=False
             )
         else:
-            output, *state = segment(*arguments)
+            output, loss, *state = segment(*arguments)
         outputs.append(output.flatten(2, 3))
-    return torch.cat(outputs, dim=2)
+        losses.append(loss.flatten(2, 3))
+    state = [part.squeeze(2) if index % 2 else part for index, part in enumerate(state)]
+    return TTTResult(torch.cat(outputs, dim=2), tuple(state), torch.cat(losses, dim=2))
 
 
 def _masked_scores(queries: Tensor, keys: Tensor) -> Tensor:
@@ -118,10 +129,12 @@ def _linear_segment(
 ) -> tuple[Tensor, ...]:
     """q, k, v: [B, H, M, n, d]; lr: [B, H, M, n, 1]; W: [B, H, d, d]; b: [B, H, 1, d]."""
     target, last = v - k, coefficient[-1]
-    weights, biases, steps = [], [], []
+    weights, biases, steps, losses = [], [], [], []
     for m in range(q.shape[2]):
         key = k[:, :, m]
-        step = lr[:, :, m] * inner_gradient(key @ W + b, target[:, :, m], gamma, beta, eps)
+        inner = (key @ W + b, target[:, :, m], gamma, beta, eps)
+        losses.append(inner_loss(*inner))
+        step = lr[:, :, m] * inner_gradient(*inner)
         weights.append(W)
         biases.append(b)
         steps.append(step)
@@ -129,7 +142,8 @@ def _linear_segment(
         b = b - last * step.sum(-2, keepdim=True)
     start_W, start_b, all_steps = (torch.stack(x, dim=2) for x in (weights, biases, steps))
     read = q @ start_W + start_b - coefficient * (_masked_scores(q, k) @ all_steps)
-    return q + layer_norm(read, gamma[:, None], beta[:, None], eps), W, b
+    output = q + layer_norm(read, gamma[:, None], beta[:, None], eps)
+    return output, torch.stack(losses, dim=2), W, b
 
 
 def _mlp_segment(
@@ -153,11 +167,14 @@ def _mlp_segment(
     target, last = v - k, coefficient[-1]
     starts: list[State] = []
     steps: list[State] = []
+    losses = []
     for m in range(q.shape[2]):
         key = k[:, :, m]
         z1 = key @ W1 + b1
         hidden = gelu(z1)
-        gradient2 = inner_gradient(hidden @ W2 + b2, target[:, :, m], gamma, beta, eps)
+        inner = (hidden @ W2 + b2, target[:, :, m], gamma, beta, eps)
+        losses.append(inner_loss(*inner))
+        gradient2 = inner_gradient(*inner)
         gradient1 = (gradient2 @ W2.transpose(-1, -2)) * gelu_derivative(z1)
         step1, step2 = lr[:, :, m] * gradient1, lr[:, :, m] * gradient2
         starts.append((W1, b1, W2, b2))
@@ -171,4 +188,5 @@ def _mlp_segment(
     z1 = q @ start_W1 + start_b1 - coefficient * (_masked_scores(q, k) @ all_step1)
     read = gelu(z1)
     z2 = read @ start_W2 + start_b2 - coefficient * (_masked_scores(read, all_hidden) @ all_step2)
-    return q + layer_norm(z2, gamma[:, None], beta[:, None], eps), W1, b1, W2, b2
+    output = q + layer_norm(z2, gamma[:, None], beta[:, None], eps)
+    return output, torch.stack(losses, dim=2), W1, b1, W2, b2

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tttunet.kernels.contract import TTTResult
+
 SQRT_2_OVER_PI = 0.7978845608028654
 GELU_CUBIC = 0.044715
 
@@ -52,6 +54,11 @@ def inner_gradient(z: Tensor, target: Tensor, weight: Tensor, bias: Tensor, eps:
     return (error - error.mean(-1, keepdim=True) - normalised * projection) / deviation
 
 
+def inner_loss(z: Tensor, target: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """1/2 || LN(z) - target ||^2 of every token, [...]; arguments as in `inner_gradient`."""
+    return (layer_norm(z, weight, bias, eps) - target).pow(2).sum(-1) / 2
+
+
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh approximation."""
     return F.gelu(x, approximate="tanh")
@@ -74,10 +81,10 @@ def ttt_linear(
     norm_weight: Tensor,
     norm_bias: Tensor,
     eps: float = 1e-6,
-) -> Tensor:
+) -> TTTResult:
     """TTT with the inner model f(x) = x W + b. Arguments as in `tttunet.kernels.ttt_linear`."""
     W_i, b_i = state
-    outputs = []
+    outputs, losses = [], []
     for t in range(q.shape[2]):
         i = t % coefficient.shape[0]
         if i == 0:
@@ -85,13 +92,15 @@ def ttt_linear(
             sum_W, sum_b = torch.zeros_like(W), torch.zeros_like(b)
         q_t, k_t, v_t = q[:, :, t], k[:, :, t], v[:, :, t]
         z = torch.einsum("bhd,bhde->bhe", k_t, W) + b
-        step = lr[:, :, t, None] * inner_gradient(z, v_t - k_t, norm_weight, norm_bias, eps)
+        inner = (z, v_t - k_t, norm_weight, norm_bias, eps)
+        losses.append(inner_loss(*inner))
+        step = lr[:, :, t, None] * inner_gradient(*inner)
         sum_W = sum_W + torch.einsum("bhd,bhe->bhde", k_t, step)
         sum_b = sum_b + step
         W_i, b_i = W - coefficient[i] * sum_W, b - coefficient[i] * sum_b
         read = torch.einsum("bhd,bhde->bhe", q_t, W_i) + b_i
         outputs.append(q_t + layer_norm(read, norm_weight, norm_bias, eps))
-    return torch.stack(outputs, dim=2)
+    return TTTResult(torch.stack(outputs, dim=2), (W_i, b_i), torch.stack(losses, dim=2))
 
 
 def ttt_mlp(
@@ -104,10 +113,10 @@ def ttt_mlp(
     norm_weight: Tensor,
     norm_bias: Tensor,
     eps: float = 1e-6,
-) -> Tensor:
+) -> TTTResult:
     """TTT with f(x) = gelu(x W1 + b1) W2 + b2. Arguments as in `tttunet.kernels.ttt_mlp`."""
     W1_i, b1_i, W2_i, b2_i = state
-    outputs = []
+    outputs, losses = [], []
     for t in range(q.shape[2]):
         i = t % coefficient.shape[0]
         if i == 0:
@@ -117,7 +126,9 @@ def ttt_mlp(
         z1 = torch.einsum("bhd,bhdm->bhm", k_t, W1) + b1
         hidden = gelu(z1)
         z2 = torch.einsum("bhm,bhmd->bhd", hidden, W2) + b2
-        gradient2 = inner_gradient(z2, v_t - k_t, norm_weight, norm_bias, eps)
+        inner = (z2, v_t - k_t, norm_weight, norm_bias, eps)
+        losses.append(inner_loss(*inner))
+        gradient2 = inner_gradient(*inner)
         gradient1 = torch.einsum("bhd,bhmd->bhm", gradient2, W2) * gelu_derivative(z1)
         step1, step2 = lr[:, :, t, None] * gradient1, lr[:, :, t, None] * gradient2
         increments = (
@@ -133,4 +144,5 @@ def ttt_mlp(
         read = gelu(torch.einsum("bhd,bhdm->bhm", q_t, W1_i) + b1_i)
         read = torch.einsum("bhm,bhmd->bhd", read, W2_i) + b2_i
         outputs.append(q_t + layer_norm(read, norm_weight, norm_bias, eps))
-    return torch.stack(outputs, dim=2)
+    state = (W1_i, b1_i, W2_i, b2_i)
+    return TTTResult(torch.stack(outputs, dim=2), state, torch.stack(losses, dim=2))

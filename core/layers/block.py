@@ -79,7 +79,7 @@ class PaperMixer(nn.Module):
     def __init__(self, dim: int, channels: int, config: TTTConfig) -> None:
         super().__init__()
         kernel = (config.conv_kernel,) * dim
-        self.residual, self.bidirectional = config.residual, config.bidirectional
+        self.residual = config.residual
         self.norm = nn.LayerNorm(channels)
         self.value = nn.Linear(channels, channels, bias=False)
         self.key = nn.Linear(channels, channels, bias=False)
@@ -87,7 +87,7 @@ class PaperMixer(nn.Module):
         self.conv_key = same_conv(dim, channels, channels, kernel, groups=channels)
         self.conv_query = same_conv(dim, channels, channels, kernel, groups=channels)
         self.gate = nn.Linear(channels, channels)
-        self.inner = InnerLoop(channels, config)
+        self.inner = InnerLoop(channels, config, bidirectional=config.bidirectional)
         self.post_norm = nn.LayerNorm(channels)
         self.output = nn.Linear(channels, channels)
 
@@ -96,18 +96,10 @@ class PaperMixer(nn.Module):
         tokens = self.norm(map_to_tokens(x).to(self.norm.weight.dtype))
         key = map_to_tokens(self.conv_key(tokens_to_map(self.key(tokens), spatial)))
         query = map_to_tokens(self.conv_query(tokens_to_map(self.query(tokens), spatial)))
-        y = self._scan(tokens, query, key, self.value(tokens))
+        y = self.inner(tokens, query, key, self.value(tokens))
         y = self.output(self.post_norm(y) * F.silu(self.gate(tokens)))
         y = tokens_to_map(y, spatial).to(x.dtype)
         return x + y if self.residual else y
-
-    def _scan(self, *streams: Tensor) -> Tensor:
-        if not self.bidirectional:
-            return self.inner(*streams)
-        # Both directions share the inner model and run as one batch.
-        both = (torch.cat((stream, stream.flip(1))) for stream in streams)
-        forward, backward = self.inner(*both).chunk(2)
-        return (forward + backward.flip(1)) / 2
 
 
 def build_mixer(

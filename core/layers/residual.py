@@ -3,14 +3,121 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tttunet import kernels
+from tttunet.kernels import cpu_norm, cpu_winograd
+from tttunet.layers.upsampled import convolve_upsampled, pays, project_upsampled
 
 NEGATIVE_SLOPE = 0.01
 Build = Callable[..., nn.Module]
 CONV: dict[int, Build] = {2: nn.Conv2d, 3: nn.Conv3d}
 CONV_TRANSPOSE: dict[int, Build] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-INSTANCE_NORM: dict[int, Build] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+
+
+def to_channels_last(x: Tensor) -> Tensor:
+    """A map [batch, C, *spatial] in the memory format that convolutions on the CPU want.
+
+    Elsewhere, without data, and for exporters by tracing, the map as it is.
+    """
+    if x.device.type != "cpu" or torch.jit.is_tracing():
+        return x
+    rows = x.movedim(1, -1).contiguous()
+    if len(rows) == 1:
+        # The stride of a batch of one is arbitrary, yet convolutions choose the format by it.
+        rows = rows[0][None]
+    return rows.movedim(-1, 1)
+
+
+class _NormWithActivation:
+    """Adds a residual and an activation to InstanceNorm, in one operator."""
+
+    weight: Any
+    bias: Any
+    eps: float
+
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        slope: float = 1.0,
+        *,
+        shift: Tensor | None = None,
+        inplace: bool = False,
+    ) -> Tensor:
+        """leaky_relu(norm(x) + residual + shift, slope); with `inplace` x may be overwritten.
+
+        Args:
+            x: [batch, C, *spatial].
+            residual: as x.
+            slope: of the activation; 1 is none.
+            shift: [C], what is missing in the residual.
+            inplace: see `cpu_norm.instance_norm`.
+        """
+        bias = self.bias if shift is None else self.bias + shift
+        if x.device.type not in ("cpu", "meta"):
+            return kernels.instance_norm(x, self.weight, bias, residual, self.eps, slope)
+        return cpu_norm.instance_norm(
+            x, self.weight, bias, residual, self.eps, slope, inplace=inplace
+        )
+
+
+class InstanceNorm2d(_NormWithActivation, nn.InstanceNorm2d):
+    """[batch, C, H, W], affine."""
+
+
+class InstanceNorm3d(_NormWithActivation, nn.InstanceNorm3d):
+    """[batch, C, D, H, W], affine."""
+
+
+class _WinogradWhereFaster:
+    """A convolution with stride 1 that keeps the size."""
+
+    weight: Any
+    bias: Any
+
+    def forward(self, x: Tensor) -> Tensor:
+        if cpu_winograd.pays(x, self.weight):
+            return cpu_winograd.convolution(x, self.weight, self.bias)
+        return super().forward(x)  # type: ignore[misc]
+
+
+class SameConv2d(_WinogradWhereFaster, nn.Conv2d):
+    """[batch, C, H, W] -> [batch, outputs, H, W]."""
+
+
+class SameConv3d(_WinogradWhereFaster, nn.Conv3d):
+    """[batch, C, D, H, W] -> [batch, outputs, D, H, W]."""
+
+
+class _MatrixProduct:
+    """A 1x1 convolution: on channels-last maps a matrix product without any copy."""
+
+    weight: Any
+    bias: Any
+
+    def forward(self, x: Tensor, add_bias: bool = True) -> Tensor:
+        rows, bias = x.movedim(1, -1), self.bias if add_bias else None
+        if x.device.type != "cpu" or not rows.is_contiguous() or torch.jit.is_tracing():
+            return self._conv_forward(x, self.weight, bias)  # type: ignore[attr-defined]
+        return F.linear(rows, self.weight.flatten(1), bias).movedim(-1, 1)
+
+
+class PointwiseConv2d(_MatrixProduct, nn.Conv2d):
+    """[batch, C, H, W] -> [batch, outputs, H, W], kernel 1, stride 1."""
+
+
+class PointwiseConv3d(_MatrixProduct, nn.Conv3d):
+    """[batch, C, D, H, W] -> [batch, outputs, D, H, W], kernel 1, stride 1."""
+
+
+INSTANCE_NORM: dict[int, Build] = {2: InstanceNorm2d, 3: InstanceNorm3d}
+_SAME_CONV: dict[int, Build] = {2: SameConv2d, 3: SameConv3d}
+_POINTWISE_CONV: dict[int, Build] = {2: PointwiseConv2d, 3: PointwiseConv3d}
 
 
 def same_conv(
@@ -23,7 +130,17 @@ def same_conv(
 ) -> nn.Module:
     """Convolution whose output has the input's size divided by the stride; kernels are odd."""
     padding = tuple(k // 2 for k in kernel)
-    return CONV[dim](in_channels, out_channels, kernel, stride, padding, groups=groups)
+    keeps_size = groups == 1 and stride in (1, (1,) * dim)
+    build = (_SAME_CONV if keeps_size else CONV)[dim]
+    return build(in_channels, out_channels, kernel, stride, padding, groups=groups)
+
+
+def pointwise_conv(
+    dim: int, in_channels: int, out_channels: int, stride: tuple[int, ...] | int = 1
+) -> nn.Module:
+    """Convolution with kernel 1."""
+    build = (_POINTWISE_CONV if stride in (1, (1,) * dim) else CONV)[dim]
+    return build(in_channels, out_channels, 1, stride)
 
 
 def instance_norm(dim: int, channels: int) -> nn.Module:
@@ -57,13 +174,38 @@ class ResidualBlock(nn.Module):
         self.conv2 = same_conv(dim, out_channels, out_channels, kernel)
         self.norm2 = instance_norm(dim, out_channels)
         self.shortcut = (
-            CONV[dim](in_channels, out_channels, 1, stride) if project else nn.Identity()
+            pointwise_conv(dim, in_channels, out_channels, stride) if project else nn.Identity()
         )
-        self.activation = nn.LeakyReLU(NEGATIVE_SLOPE)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.activation(self.norm1(self.conv1(x)))
-        return self.activation(self.norm2(self.conv2(y)) + self.shortcut(x))
+        if not isinstance(self.shortcut, _MatrixProduct):
+            return self._rest(self.conv1(x), self.shortcut(x), None)
+        # The norm adds a constant anyway; the product would need a pass of its own for it.
+        return self._rest(self.conv1(x), self.shortcut(x, add_bias=False), self.shortcut.bias)
+
+    def forward_upsampled(
+        self, low: Tensor, factors: tuple[int, ...], skip: Tensor | None
+    ) -> Tensor:
+        """`forward(cat(upsample(low), skip))`, nearest neighbours.
+
+        Args:
+            low: [batch, C, *spatial].
+            factors: of the upsampling, per axis.
+            skip: [batch, C2, *spatial * factors].
+        """
+        conv, project = self.conv1, self.shortcut
+        assert isinstance(conv, nn.Conv2d | nn.Conv3d)
+        if not (isinstance(project, _MatrixProduct) and pays(low, skip, factors, conv.weight)):
+            x = F.interpolate(low, scale_factor=[float(f) for f in factors], mode="nearest")
+            return self(x if skip is None else torch.cat((x, skip), dim=1))
+        y = convolve_upsampled(low, skip, factors, conv.weight, conv.bias)
+        return self._rest(y, project_upsampled(low, skip, factors, project.weight), project.bias)
+
+    def _rest(self, y: Tensor, residual: Tensor, shift: Tensor | None) -> Tensor:
+        """What follows the first convolution; the residual lacks `shift`."""
+        y = self.norm1(y, slope=NEGATIVE_SLOPE, inplace=True)
+        y = self.conv2(y)
+        return self.norm2(y, residual, NEGATIVE_SLOPE, shift=shift, inplace=True)
 
 
 class ResidualStage(nn.Sequential):
@@ -81,6 +223,16 @@ class ResidualStage(nn.Sequential):
         first = ResidualBlock(dim, in_channels, out_channels, kernel, stride, project=True)
         rest = [ResidualBlock(dim, out_channels, out_channels, kernel) for _ in range(blocks - 1)]
         super().__init__(first, *rest)
+
+    def forward_upsampled(
+        self, low: Tensor, factors: tuple[int, ...], skip: Tensor | None
+    ) -> Tensor:
+        """See `ResidualBlock.forward_upsampled`."""
+        first, *rest = self
+        x = first.forward_upsampled(low, factors, skip)  # type: ignore[operator]
+        for block in rest:
+            x = block(x)
+        return x
 
 
 def initialise(module: nn.Module) -> None:

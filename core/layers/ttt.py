@@ -42,10 +42,18 @@ class InnerLoop(nn.Module):
         width: token width D.
         config: heads, mini-batch, inner model, base learning rate, rotary embedding.
         as_released: see `head_count`.
+        bidirectional: scan the tokens in both orders and average.
     """
 
-    def __init__(self, width: int, config: TTTConfig, as_released: bool = False) -> None:
+    def __init__(
+        self,
+        width: int,
+        config: TTTConfig,
+        as_released: bool = False,
+        bidirectional: bool = False,
+    ) -> None:
         super().__init__()
+        self.bidirectional = bidirectional
         self.heads = head_count(width, config.heads, as_released)
         self.config = config
         heads, d = self.heads, width // self.heads
@@ -68,21 +76,31 @@ class InnerLoop(nn.Module):
         computed in fp32 (fp64 for fp64); the result has the parameters' dtype.
         """
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))
-        d, config = q.shape[-1], self.config
-        gate = F.linear(x, self.lr_weight, self.lr_bias).transpose(1, 2)
-        gate = gate.to(torch.promote_types(gate.dtype, torch.float32))
-        lr = config.base_lr * torch.sigmoid(gate) / d
+        config = self.config
+        lr = F.linear(x, self.lr_weight, self.lr_bias).transpose(1, 2)
         position = torch.arange(1, config.mini_batch + 1, device=x.device)
         coefficient = (self.position_offset + 1 / position).clamp_min(0)
-        if config.rope_theta is not None:
-            q = kernels.rotary_embedding(q, config.mini_batch, config.rope_theta)
-            k = kernels.rotary_embedding(k, config.mini_batch, config.rope_theta)
         arguments = (q, k, v, lr, coefficient)
         norm = (self.norm_weight, self.norm_bias)
+        base_lr, theta, both = config.base_lr, config.rope_theta, self.bidirectional
         if config.inner == "linear":
-            y = kernels.ttt_linear(*arguments, (self.W1, self.b1), *norm)
+            y = kernels.ttt_linear(
+                *arguments,
+                (self.W1, self.b1),
+                *norm,
+                base_lr=base_lr,
+                rope_theta=theta,
+                bidirectional=both,
+            )
         else:
-            y = kernels.ttt_mlp(*arguments, (self.W1, self.b1, self.W2, self.b2), *norm)
+            y = kernels.ttt_mlp(
+                *arguments,
+                (self.W1, self.b1, self.W2, self.b2),
+                *norm,
+                base_lr=base_lr,
+                rope_theta=theta,
+                bidirectional=both,
+            )
         return y.transpose(1, 2).flatten(-2).to(self.norm_weight.dtype)
 
 

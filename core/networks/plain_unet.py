@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from tttunet.layers.residual import (
-    CONV,
     CONV_TRANSPOSE,
     NEGATIVE_SLOPE,
     initialise,
     instance_norm,
+    pointwise_conv,
     same_conv,
+    to_channels_last,
 )
 from tttunet.networks.config import NetworkConfig
 from tttunet.networks.shape import check_input
@@ -38,6 +39,12 @@ class ConvStage(nn.Sequential):
                 nn.LeakyReLU(NEGATIVE_SLOPE),
             ]
         super().__init__(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = list(self)
+        for conv, norm, activation in zip(layers[::3], layers[1::3], layers[2::3], strict=True):
+            x = norm(conv(x), slope=activation.negative_slope, inplace=True)
+        return x
 
 
 class PlainUNet(nn.Module):
@@ -71,7 +78,7 @@ class PlainUNet(nn.Module):
             for s, convs in zip(levels, config.decoder_blocks, strict=True)
         )
         self.heads = nn.ModuleList(
-            CONV[dim](features[s], config.output_channels, 1)
+            pointwise_conv(dim, features[s], config.output_channels)
             for s in levels
             if s == 0 or config.deep_supervision
         )
@@ -93,6 +100,7 @@ class PlainUNet(nn.Module):
 
     def _predict(self, x: Tensor, all_resolutions: bool) -> list[Tensor]:
         check_input(self.config, x)
+        x = to_channels_last(x)
         skips = []
         for stage in self.encoder:
             x = stage(x)

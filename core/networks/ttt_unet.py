@@ -9,7 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tttunet.layers.block import TTTBuildingBlock
-from tttunet.layers.residual import CONV, CONV_TRANSPOSE, ResidualStage, initialise
+from tttunet.layers.residual import (
+    CONV_TRANSPOSE,
+    ResidualStage,
+    initialise,
+    pointwise_conv,
+    to_channels_last,
+)
 from tttunet.networks.config import NetworkConfig
 from tttunet.networks.shape import check_input
 
@@ -67,10 +73,10 @@ class Encoder(nn.Module):
             channels = features
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.stem(x)
+        x = self.stem(to_channels_last(x))
         outputs = []
         for stage in self.stages:
-            x = stage(x)
+            x = to_channels_last(stage(x))
             outputs.append(x)
         return outputs
 
@@ -82,11 +88,11 @@ class NearestUpsample(nn.Module):
         self, dim: int, in_channels: int, out_channels: int, stride: tuple[int, ...]
     ) -> None:
         super().__init__()
-        self.stride = tuple(float(step) for step in stride)
-        self.conv = CONV[dim](in_channels, out_channels, 1)
+        self.stride = stride
+        self.conv = pointwise_conv(dim, in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=self.stride, mode="nearest"))
+        return self.conv(F.interpolate(x, scale_factor=[float(s) for s in self.stride]))
 
 
 class Decoder(nn.Module):
@@ -116,7 +122,7 @@ class Decoder(nn.Module):
             kernel = config.kernel_sizes[level]
             self.stages.append(ResidualStage(dim, channels, features, kernel, 1, blocks))
             if config.deep_supervision or level == 0:
-                self.heads.append(CONV[dim](features, config.output_channels, 1))
+                self.heads.append(pointwise_conv(dim, features, config.output_channels))
 
     def _has_skip(self, level: int) -> bool:
         return level > 0 or self.skip_full_resolution
@@ -126,10 +132,16 @@ class Decoder(nn.Module):
         predictions = []
         for depth, (upsample, stage) in enumerate(zip(self.upsample, self.stages, strict=True)):
             level = last - depth
-            x = upsample(x)
-            if self._has_skip(level):
-                x = torch.cat((x, skips[level]), dim=1)
-            x = stage(x)
+            skip = skips[level] if self._has_skip(level) else None
+            if isinstance(upsample, NearestUpsample) and not x.is_meta:
+                # The convolution first: the same numbers from a fraction of the positions. Costs
+                # are counted as the authors' code has it.
+                x = stage.forward_upsampled(  # type: ignore[operator]
+                    upsample.conv(x), upsample.stride, skip
+                )
+            else:
+                x = upsample(x)
+                x = stage(x if skip is None else torch.cat((x, skip), dim=1))
             if all_resolutions and len(self.heads) > 1:
                 predictions.append(self.heads[depth](x))
             elif level == 0:

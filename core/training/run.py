@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from tttunet.errors import DatasetError, ModelError, OutputError, TTTUNetError
 from tttunet.files import atomic_write, check_output
+from tttunet.inference.allocator import tune_allocator
 from tttunet.inference.device import pick_device
 from tttunet.models.config import CARD_NAME, WEIGHTS_NAME, ModelConfig
 from tttunet.models.model import Model, load_model
@@ -89,6 +90,7 @@ def train(
         OutputError: `output` holds a training already, or cannot be written.
         Cancelled: `cancel` returned True.
     """
+    tune_allocator()
     folder = Path(output)
     accelerator = _accelerator(device)
     data = open_dataset(dataset)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tttunet.imaging import gaussian_weight, tile_grid
+from tttunet.imaging.tiles import read_reflected
 
 sizes = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 40)), min_size=1, max_size=3)
 
@@ -64,3 +65,27 @@ def test_weighted_tiles_of_a_constant_are_that_constant() -> None:
         total[place] += 3 * gaussian_weight(tile)
         weights[place] += gaussian_weight(tile)
     np.testing.assert_allclose(total / weights, 3)
+
+
+def test_gaussian_weight_is_computed_once_and_cannot_be_spoilt() -> None:
+    weight = gaussian_weight([12, 14])
+    assert gaussian_weight((12, 14)) is weight
+    with pytest.raises(ValueError, match="read-only"):
+        weight[0] = 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_reading_beyond_the_image_is_symmetric_padding(data: st.DataObject) -> None:
+    shape = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=3))
+    rng = np.random.default_rng(data.draw(st.integers(0, 9)))
+    image = rng.random((2, *shape), dtype=np.float32)
+    padded = np.pad(image, [(0, 0), *((0, 30) for _ in shape)], mode="symmetric")
+    place = []
+    for length in shape:
+        start = data.draw(st.integers(0, length - 1))
+        place.append(slice(start, start + data.draw(st.integers(1, 29))))
+    expected = padded[(slice(None), *place)]
+    out = np.empty_like(expected)
+    read_reflected(image, place, out)
+    np.testing.assert_array_equal(out, expected)

@@ -1,65 +1,11 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from torch import Tensor
 
-from tttunet import kernels
+from ttt_problem import Problem, assert_all_close, make_problem
 from tttunet.kernels import dual
-
-
-@dataclass
-class Problem:
-    """Arguments of an operator; `leaves` are all of them, flat."""
-
-    inner: str
-    leaves: list[Tensor]
-
-    def run(self, backend: str = "dual") -> Tensor:
-        q, k, v, lr, coefficient, gamma, beta, *state = self.leaves
-        operator = kernels.ttt_linear if self.inner == "linear" else kernels.ttt_mlp
-        return operator(q, k, v, lr, coefficient, tuple(state), gamma, beta, backend=backend)
-
-    def run_with_gradients(self, backend: str = "dual") -> list[Tensor]:
-        """The output and the gradient of every argument."""
-        leaves = [leaf.detach().clone().requires_grad_() for leaf in self.leaves]
-        output = Problem(self.inner, leaves).run(backend)
-        cotangent = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
-        return [output.detach(), *torch.autograd.grad(output, leaves, cotangent)]
-
-
-def make_problem(
-    inner: str,
-    tokens: int,
-    mini_batch: int,
-    d: int,
-    *,
-    batch: int = 2,
-    heads: int = 2,
-    per_sample: bool = False,
-    dtype: torch.dtype = torch.float64,
-) -> Problem:
-    generator = torch.Generator().manual_seed(tokens * 100 + d)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    hidden = 4 * d
-    shapes = [(d, d), (d,)] if inner == "linear" else [(d, hidden), (hidden,), (hidden, d), (d,)]
-    leading = (batch, heads) if per_sample else (heads,)
-    state = [0.3 * normal(*leading, *shape) for shape in shapes]
-    qkv = [normal(batch, heads, tokens, d) for _ in range(3)]
-    lr = normal(batch, heads, tokens).sigmoid() / d
-    coefficient = (1 / torch.arange(1, mini_batch + 1, dtype=dtype)) + 0.1 * normal(mini_batch)
-    return Problem(inner, [*qkv, lr, coefficient, 1 + normal(heads, d), normal(heads, d), *state])
-
-
-def assert_all_close(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
-    for a, b in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
-
 
 inners = pytest.mark.parametrize("inner", ["linear", "mlp"])
 

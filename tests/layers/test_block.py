@@ -50,7 +50,7 @@ def test_bidirectional_mixer_commutes_with_a_flip(size):
         mixer.inner.W1.mul_(20)
     x = torch.randn(2, 8, *size)
     torch.testing.assert_close(mixer(x.flip(axes)), mixer(x).flip(axes))
-    mixer.bidirectional = False
+    mixer.inner.bidirectional = False
     assert not torch.allclose(mixer(x.flip(axes)), mixer(x).flip(axes), atol=1e-3)
 
 

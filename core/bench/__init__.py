@@ -1,0 +1,1 @@
+"""Measuring: what `tttunet bench` and the scripts in `benchmarks` share. Read `paired.py` first."""

@@ -1,0 +1,263 @@
+"""3x3 convolutions on the CPU with a quarter of the multiplications: Winograd's F(4x4, 3x3).
+
+Tiles of 6 x 6 inputs become 36 values by a linear map, one matrix product per value mixes the
+channels, and 16 outputs come back by another linear map (Lavin and Gray, CVPR 2016, with their
+matrices). 36 instead of 144 products per tile and pair of channels. In 3D the depth axis is summed
+directly. All in fp32; the maps' entries up to 8 cost about one decimal digit.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+#: Outputs along a tile's side, and the inputs they need.
+OUT, IN = 4, 6
+#: Values of one transformed strip of tiles; it stays in the cache between the three steps.
+STRIP_VALUES = 32768 * IN * IN
+#: Fewer channels do not pay for the two maps; the depth axis shares them.
+MIN_CHANNELS = {(3, 3): 128, (1, 3, 3): 128, (3, 3, 3): 64}
+#: Fewer tiles do not pay for reading the transformed weights, which are four times as large.
+MIN_TILES = 48
+
+_INPUT_MAP = (
+    (4, 0, -5, 0, 1, 0),
+    (0, -4, -4, 1, 1, 0),
+    (0, 4, -4, -1, 1, 0),
+    (0, -2, -1, 2, 1, 0),
+    (0, 2, -1, -2, 1, 0),
+    (0, 4, 0, -5, 0, 1),
+)
+_WEIGHT_MAP = (
+    (1 / 4, 0, 0),
+    (-1 / 6, -1 / 6, -1 / 6),
+    (-1 / 6, 1 / 6, -1 / 6),
+    (1 / 24, 1 / 12, 1 / 6),
+    (1 / 24, -1 / 12, 1 / 6),
+    (0, 0, 1),
+)
+_OUTPUT_MAP = (
+    (1, 1, 1, 1, 1, 0),
+    (0, 1, -1, 2, -2, 0),
+    (0, 1, 1, 4, 4, 0),
+    (0, 1, -1, 8, -8, 1),
+)
+#: A constant here is the same constant in all 16 outputs (column 1 of the output map is ones).
+_CONSTANT = 1 * IN + 1
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+@functools.cache
+def _squared(rows: tuple[tuple[float, ...], ...], dtype: torch.dtype) -> Tensor:
+    """The map along both axes of a tile as one matrix."""
+    with torch.inference_mode(False):
+        matrix = torch.tensor(rows, dtype=torch.float64)
+        return torch.kron(matrix, matrix).to(dtype).contiguous()
+
+
+def pays(x: Tensor, weight: Tensor) -> bool:
+    """Whether `convolve(x, ...)` is possible and faster than PyTorch's convolution.
+
+    Args:
+        x: [batch, C, (D,) H, W].
+        weight: [outputs, C, (1 or 3,) 3, 3] of a convolution with stride 1, no groups and zero
+            padding that keeps the size.
+    """
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and enough_channels(weight)
+        and _tiles(x) >= MIN_TILES
+        and x.is_contiguous(memory_format=_CHANNELS_LAST[x.ndim])
+        and type(x) is Tensor
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+    )
+
+
+def enough_channels(weight: Tensor) -> bool:
+    """Whether a convolution with these weights is one for `convolve` on a large enough map."""
+    least = MIN_CHANNELS.get(tuple(weight.shape[2:]))
+    return least is not None and min(weight.shape[:2]) >= least
+
+
+def _tiles(x: Tensor) -> int:
+    height, width = x.shape[-2:]
+    slices = x.shape[0] * math.prod(x.shape[2:-2])
+    return slices * -(-height // OUT) * -(-width // OUT)
+
+
+def transform_weight(weight: Tensor) -> Tensor:
+    """[outputs, C, (kd,) 3, 3] -> [kd, 36, C, outputs], a transposed view."""
+    outputs, channels = weight.shape[:2]
+    taps = weight.flatten(2).movedim(2, 0).reshape(-1, 9, outputs * channels)
+    transformed = _squared(_WEIGHT_MAP, weight.dtype) @ taps
+    return transformed.unflatten(2, (outputs, channels)).transpose(2, 3)
+
+
+def convolve(x: Tensor, transformed: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolution with stride 1 and zero padding that keeps the size, without gradients.
+
+    Args:
+        x: [batch, C, (D,) H, W], contiguous in channels-last.
+        transformed: from `transform_weight`.
+        bias: [outputs].
+
+    Returns:
+        [batch, outputs, (D,) H, W] in channels-last.
+    """
+    shape = (x.shape[0], transformed.shape[3], *x.shape[2:])
+    y = torch.empty(shape, dtype=x.dtype, memory_format=_CHANNELS_LAST[x.ndim])
+    for sample, result in zip(x, y, strict=True):
+        # [D, H, W, C], with one slice in 2D.
+        volume, target = (
+            m.movedim(0, -1) if x.ndim == 5 else m.movedim(0, -1)[None] for m in (sample, result)
+        )
+        _convolve_sample(volume, transformed, bias, target)
+    return y
+
+
+def _convolve_sample(x: Tensor, transformed: Tensor, bias: Tensor | None, y: Tensor) -> None:
+    """[D, H, W, C] -> fill y [D, H, W, outputs]."""
+    depth, height, width, channels = x.shape
+    taps, _, _, outputs = transformed.shape
+    tile_rows, columns = -(-height // OUT), -(-width // OUT)
+    tiles = max(1, STRIP_VALUES // (IN * IN * columns * max(channels, outputs)))
+    slices = min(depth, tiles)
+    rows = min(tile_rows, max(1, tiles // slices))
+    strip = _Strip(x, rows, slices, taps // 2, outputs)
+    for row in range(0, tile_rows, rows):
+        for z in range(0, depth, slices):
+            # The last strips overlap the ones before them, so that all have one size.
+            place = min(z, depth - slices), min(row, tile_rows - rows)
+            strip.read(x, *place)
+            strip.mix(transformed, bias)
+            strip.write(y, *place)
+
+
+class _Strip:
+    """Some rows of tiles of some slices, and the buffers for them.
+
+    Attributes:
+        z, row: the first output slice and the first row of tiles.
+        reach: slices that the kernel needs before and after.
+        padded: [4 rows + 2, 4 columns + 2, C], a slice's inputs with the padding.
+        gathered: [36, tiles of a slice, C], the inputs of its tiles.
+        inputs: [36, slices + 2 reach, tiles of a slice, C], transformed.
+        mixed: [36, slices, tiles of a slice, outputs].
+        results: [16, the same].
+    """
+
+    def __init__(self, x: Tensor, rows: int, slices: int, reach: int, outputs: int) -> None:
+        width, channels = x.shape[2:]
+        self.rows, self.columns = rows, -(-width // OUT)
+        self.slices, self.reach = slices, reach
+        tiles = rows * self.columns
+        self.padded = x.new_zeros(OUT * rows + 2, OUT * self.columns + 2, channels)
+        self.gathered = x.new_empty(IN * IN, tiles, channels)
+        self.inputs = x.new_empty(IN * IN, slices + 2 * reach, tiles, channels)
+        self.mixed = x.new_empty(IN * IN, slices, tiles, outputs)
+        self.results = x.new_empty(OUT * OUT, slices, tiles, outputs)
+
+    def read(self, x: Tensor, first: int, row: int) -> None:
+        """Transform what the outputs from slice `first` and row `row` of tiles on need."""
+        depth, height, width, channels = x.shape
+        above = OUT * row - 1
+        top, bottom = max(above, 0), min(above + len(self.padded), height)
+        self.padded[: top - above] = 0
+        self.padded[bottom - above :] = 0
+        down, right, _ = self.padded.stride()
+        windows = self.padded.as_strided(
+            (IN, IN, self.rows, self.columns, channels), (down, right, OUT * down, OUT * right, 1)
+        )
+        for n in range(self.inputs.shape[1]):
+            z = first - self.reach + n
+            if not 0 <= z < depth:
+                self.inputs[:, n] = 0
+                continue
+            self.padded[top - above : bottom - above, 1 : width + 1] = x[z, top:bottom]
+            self.gathered.view(windows.shape).copy_(windows)
+            torch.mm(
+                _squared(_INPUT_MAP, x.dtype),
+                self.gathered.flatten(1),
+                out=self.inputs[:, n].flatten(1),
+            )
+
+    def mix(self, transformed: Tensor, bias: Tensor | None) -> None:
+        """Multiply with the transformed weights, summed over the taps along the depth axis."""
+        mixed = self.mixed.flatten(1, 2)
+        for tap, weight in enumerate(transformed):
+            inputs = self.inputs[:, tap : tap + self.slices].flatten(1, 2)
+            if tap == 0:
+                torch.bmm(inputs, weight, out=mixed)
+            else:
+                mixed.baddbmm_(inputs, weight)
+        if bias is not None:
+            self.mixed[_CONSTANT] += bias
+
+    def write(self, y: Tensor, first: int, row: int) -> None:
+        """Transform to outputs and put them into y [D, H, W, outputs]."""
+        width, outputs = y.shape[2:]
+        matrix = _squared(_OUTPUT_MAP, y.dtype)
+        torch.mm(matrix, self.mixed.flatten(1), out=self.results.flatten(1))
+        tiles = self.results.view(OUT, OUT, self.slices, self.rows, self.columns, outputs)
+        tiles = tiles.permute(2, 3, 0, 4, 1, 5)
+        target = y[first : first + self.slices, OUT * row : OUT * (row + self.rows)]
+        if target.shape[1] == OUT * self.rows and width == OUT * self.columns:
+            target.unflatten(2, (self.columns, OUT)).unflatten(1, (self.rows, OUT)).copy_(tiles)
+        else:
+            whole = tiles.flatten(3, 4).flatten(1, 2)
+            target.copy_(whole[:, : target.shape[1], :width])
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`torch.nn.functional.conv2d` or `conv3d` where `pays(x, weight)`; differentiable once.
+
+    The weights are transformed anew every time, which costs a few percent of the convolution:
+    a copy four times as large would have to be kept and to follow every change of the weights.
+    """
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return _Winograd.apply(x, weight, bias)
+    return convolve(x, transform_weight(weight), bias)
+
+
+class _Winograd(torch.autograd.Function):
+    """`convolve` with gradients: that of the input is another such convolution."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return convolve(x, transform_weight(weight), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=_CHANNELS_LAST[x.ndim])
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            spatial = tuple(range(2, weight.ndim))
+            grad_x = convolve(grad, transform_weight(weight.flip(spatial).transpose(0, 1)))
+        ones = (1,) * (weight.ndim - 2)
+        _, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            grad,
+            x,
+            weight,
+            [len(weight)] if ctx.has_bias else None,
+            ones,
+            [k // 2 for k in weight.shape[2:]],
+            ones,
+            False,
+            [0] * len(ones),
+            1,
+            [False, ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2]],
+        )
+        return grad_x, grad_weight, grad_bias

@@ -1,0 +1,367 @@
+"""TTT-MLP backward in Triton: mini-batches in parallel, then a sequential scan against time.
+
+The first launch recomputes the states between the saved ones and goes backward through the
+read-out of every mini-batch, which no other mini-batch enters; the second carries the gradient of
+the state from the last mini-batch to the first and completes dk, dv and dlr. With one mini-batch,
+or scans enough to fill a GPU, one launch does both. Sums over programs are left to PyTorch: no
+atomics, the same result every time.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tttunet.kernels import triton_mlp
+from tttunet.kernels.contract import Settings
+from tttunet.kernels.triton_common import dot_precision, rotary_step
+from tttunet.kernels.triton_launch import Launch
+from tttunet.kernels.triton_mlp import (
+    WARPS,
+    check_limits,
+    empty_state,
+    stages,
+    state_arguments,
+    token_strides,
+)
+from tttunet.kernels.triton_mlp_backward_blocks import read_backward, scan_backward
+from tttunet.kernels.triton_mlp_blocks import (
+    Sizes,
+    advance_state,
+    hidden_layer,
+    hidden_output,
+    hidden_steps,
+    inner_steps,
+    locate_scan,
+    pack_state,
+    store_matrix,
+    store_rotated,
+    unpack_state,
+    zeros,
+)
+
+
+class MLPGradients(NamedTuple):
+    """What the launches of the backward pass fill; `reduce` gives the gradients.
+
+    Attributes:
+        q, k, v: [R, B, H, T, d], in their dtype if R is 1.
+        lr: [R, B, H, T].
+        W1, b1, W2, b2: gradients of the initial state of every scan, [R, B, H, ...].
+        coefficient: parts by launch and mini-batch, [2, R, B, H, M, N].
+        norm: parts of the gradients of norm_weight and norm_bias, [2, R, B, H, M, 2, D].
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    lr: Tensor
+    W1: Tensor
+    b1: Tensor
+    W2: Tensor
+    b2: Tensor
+    coefficient: Tensor
+    norm: Tensor
+
+    def reduce(self, dtype: torch.dtype, K: int, own_state: bool) -> tuple[Tensor, ...]:
+        """Gradients as `mlp_backward` returns them."""
+        tokens = [(x.sum(0) if len(x) > 1 else x[0]).to(dtype) for x in self[:3]]
+        state = [x.sum(0) if own_state else x.sum((0, 1))[None] for x in self[4:8]]
+        coefficient = self.coefficient.sum((0, 1, 2, 3, 4))[:K]
+        d = self.q.shape[-1]
+        # Copies: results of an operator may not share memory.
+        weight, bias = (x.clone() for x in self.norm.sum((0, 1, 2, 4))[..., :d].unbind(1))
+        return (*tokens, self.lr.sum(0), coefficient, *state, weight, bias)
+
+
+@triton.jit
+def backward_kernel(
+    q, k, v, lr, coefficient, norm_weight, norm_bias, saved_W1, saved_b1, saved_W2, saved_b2,
+    grad_output, final_W1, final_b1, final_W2, final_b2, grad_q, grad_k, grad_v, grad_lr,
+    grad_W1, grad_b1, grad_W2, grad_b2, coefficient_parts, norm_parts,
+    states, carries, exchanges, scratch,
+    q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
+    tokens, batch, heads, total, programs, half, eps, scale, rope_step,
+    S: tl.constexpr, GATED: tl.constexpr, ROTARY: tl.constexpr, SAVE: tl.constexpr,
+    READ: tl.constexpr, SCAN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """READ: backward of the read-out, for segments of SAVE mini-batches. SCAN: of the scan.
+
+    Either alone, for all segments of all scans and then for all scans, or both together for all
+    scans, the segments from last to first. `final` are the gradients of the final states; of the
+    parts, READ fills the first half, SCAN the second.
+    """
+    program = tl.program_id(0)
+    sequences = batch * heads
+    mini_batches = tl.cdiv(tokens, S.K)
+    segments = tl.cdiv(mini_batches, SAVE)
+    scratch += tl.cast(program, tl.int64) * (7 * S.layer + 4 * S.tile + 4 * S.scores)
+    hidden, slope, steps1 = scratch, scratch + S.layer, scratch + 2 * S.layer
+    for item in tl.range(program, total, programs, disable_licm=True):
+        if SCAN:
+            scan, turns = item, segments
+        else:
+            scan, turns = item // segments, 1
+        place = tl.cast(scan, tl.int64)
+        sample, head = locate_scan(scan, batch, heads)
+        queries = q + sample * q_batch + head * q_head
+        keys_in = k + sample * k_batch + head * k_head
+        values = v + sample * v_batch + head * v_head
+        rates = lr + (sample * heads + head) * tokens
+        rows = place * tokens * S.d
+        gamma, beta = norm_weight + head * S.d, norm_bias + head * S.d
+        carry = carries + place * 2 * S.record
+        if SCAN:
+            end = carry + mini_batches % 2 * S.record
+            pack_state(final_W1, final_b1, final_W2, final_b2, place, end, S)
+        for turn in tl.range(0, turns, disable_licm=True):
+            segment = segments - 1 - turn if SCAN else item % segments
+            first = segment * SAVE
+            count = tl.minimum(SAVE, mini_batches - first)
+            slot = place * mini_batches + first
+            if READ and SCAN:
+                slot = place * SAVE
+            tl.debug_barrier()
+            if READ:
+                number = place * segments + segment
+                pack_state(
+                    saved_W1, saved_b1, saved_W2, saved_b2, number, states + slot * S.record, S
+                )
+                for i in tl.range(0, count, disable_licm=True):
+                    state = states + (slot + i) * S.record
+                    exchange = exchanges + (slot + i) * (5 * S.tile + 2 * S.layer + S.record)
+                    steps, inner = exchange + S.tile, exchange + 2 * S.tile
+                    store_rotated(
+                        keys_in, k_token, exchange, scan, tokens, sequences, first + i,
+                        rope_step, S, ROTARY,
+                    )  # fmt: skip
+                    tl.debug_barrier()
+                    hidden_layer(exchange, state, hidden, slope, S, PRECISION)
+                    tl.debug_barrier()
+                    z2 = hidden_output(hidden, state, zeros(S.N, S.D), S, PRECISION)
+                    store_matrix(inner, z2, S.N, S.D)
+                    tl.debug_barrier()
+                    inner_steps(
+                        values, v_token, rates, exchange, inner, steps, steps,
+                        gamma, beta, eps, scale, scan, tokens, sequences, first + i,
+                        S, GATED, False,
+                    )  # fmt: skip
+                    tl.debug_barrier()
+                    if i + 1 < count:
+                        hidden_steps(steps, state, slope, steps1, S, PRECISION)
+                        tl.debug_barrier()
+                        # Followed by another mini-batch, so this one has all K tokens.
+                        last = tl.load(coefficient + S.K - 1)
+                        advance_state(
+                            exchange, steps, hidden, steps1, last, state, state + S.record,
+                            S, PRECISION,
+                        )  # fmt: skip
+                        tl.debug_barrier()
+            for i in tl.range(0, count, disable_licm=True):
+                index, at = first + count - 1 - i, slot + count - 1 - i
+                state = states + at * S.record
+                exchange = exchanges + at * (5 * S.tile + 2 * S.layer + S.record)
+                part = place * mini_batches + index
+                if READ:
+                    hidden_layer(exchange, state, hidden, slope, S, PRECISION)
+                    tl.debug_barrier()
+                    hidden_steps(exchange + S.tile, state, slope, steps1, S, PRECISION)
+                    tl.debug_barrier()
+                    read_backward(
+                        queries, q_token, grad_output + rows, grad_q + rows, coefficient,
+                        coefficient_parts + part * S.N, norm_parts + part * (2 * S.D),
+                        gamma, eps, state, exchange, scratch,
+                        scan, tokens, sequences, index, rope_step, S, ROTARY, PRECISION,
+                    )  # fmt: skip
+                    tl.debug_barrier()
+                if SCAN:
+                    other = part + half
+                    scan_backward(
+                        values, v_token, rates, grad_k + rows, grad_v + rows,
+                        grad_lr + place * tokens, coefficient,
+                        coefficient_parts + other * S.N, norm_parts + other * (2 * S.D),
+                        gamma, beta, eps, scale, state,
+                        carry + (index + 1) % 2 * S.record, carry + index % 2 * S.record,
+                        exchange, scratch, scan, tokens, sequences, index, rope_step,
+                        S, GATED, ROTARY, PRECISION,
+                    )  # fmt: skip
+                    tl.debug_barrier()
+        if SCAN:
+            unpack_state(carry, grad_W1, grad_b1, grad_W2, grad_b2, place, S)
+
+
+def plan_backward(
+    grad_output: Tensor,
+    grad_W1: Tensor,
+    grad_b1: Tensor,
+    grad_W2: Tensor,
+    grad_b2: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lr: Tensor,
+    coefficient: Tensor,
+    W1: Tensor,
+    b1: Tensor,
+    W2: Tensor,
+    b2: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    saved_W1: Tensor,
+    saved_b1: Tensor,
+    saved_W2: Tensor,
+    saved_b2: Tensor,
+    settings: Settings,
+    save: int,
+) -> tuple[list[Launch], MLPGradients]:
+    """Launches of the backward pass, not yet run, and the tensors they will fill.
+
+    Works with tensors on the meta device. Arguments as of `mlp_backward`.
+    """
+    check_limits(q, coefficient)
+    batch, heads, tokens, d = q.shape
+    m, K = W1.shape[-1], coefficient.shape[0]
+    S = Sizes.of(K, d, m)
+    lead = (2 if settings.bidirectional else 1, batch, heads)
+    scans, mini_batches = math.prod(lead), -(-tokens // K)
+    slots = scans * mini_batches
+    segments = scans * -(-mini_batches // save)
+    single = mini_batches == 1 or scans >= triton_mlp.FILLING_SCANS
+
+    def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=q.device)
+
+    dtype = torch.float32 if settings.bidirectional else q.dtype
+    result = MLPGradients(  # type: ignore[call-arg,misc]
+        *(new(*lead, tokens, d, dtype=dtype) for _ in range(3)),
+        new(*lead, tokens),
+        *empty_state(q, *lead, d=d, m=m),
+        coefficient=new(2, *lead, mini_batches, S.N),
+        norm=new(2, *lead, mini_batches, 2, S.D),
+    )
+    held = scans * save if single else slots
+    readers = scans if single else min(segments, triton_mlp.MAX_PROGRAMS)
+    arguments: dict[str, Any] = {
+        "q": q,
+        "k": k,
+        "v": v,
+        "lr": lr,
+        "coefficient": coefficient,
+        "norm_weight": norm_weight,
+        "norm_bias": norm_bias,
+        "grad_output": grad_output.contiguous(),
+        "coefficient_parts": result.coefficient,
+        "norm_parts": result.norm,
+        "states": new(held, S.record),
+        "carries": new(2 * scans, S.record),
+        "exchanges": new(held, 5 * S.tile + 2 * S.layer + S.record),
+        "scratch": new(max(readers, scans), 7 * S.layer + 4 * S.tile + 4 * S.scores),
+        "tokens": tokens,
+        "batch": batch,
+        "heads": heads,
+        "half": slots,
+        "eps": settings.eps,
+        "scale": (settings.base_lr or 0.0) / d,
+        "rope_step": rotary_step(settings.rope_theta, d),
+    }
+    arguments |= token_strides(q=q, k=k, v=v)
+    arguments |= state_arguments("saved_", (saved_W1, saved_b1, saved_W2, saved_b2))
+    final = (grad_W1, grad_b1, grad_W2, grad_b2)
+    arguments |= state_arguments("final_", [x.contiguous() for x in final])
+    arguments |= state_arguments("grad_", result[4:8])
+    arguments |= {f"grad_{name}": getattr(result, name) for name in ("q", "k", "v", "lr")}
+    constants = {
+        "S": S,
+        "GATED": settings.base_lr is not None,
+        "ROTARY": settings.rope_theta is not None,
+        "SAVE": save,
+        "PRECISION": dot_precision(q.dtype),
+    }
+    # Terms of a product with the state, of one within a mini-batch, and of one of its tiles.
+    large, middle, small = (2 * scans * tokens * x for x in (d * m, K * m, K * d))
+    reading = 10 * large + 7 * middle + 7 * small
+    scanning = 11 * large
+    item, values = q.element_size(), scans * tokens * d
+    state_bytes = 4 * (2 * d * m + m + d)
+    layers = 2 * 4 * scans * tokens * m
+    read_traffic = values * (3 * item + 4 + 2 * item) + state_bytes * segments
+    scan_traffic = values * (item + 2 * item) + 8 * scans * tokens + 2 * state_bytes * scans
+    passed = values * 4 * 5 + layers + 2 * state_bytes * slots
+
+    def launch(name: str, total: int, programs: int, read: bool, scan: bool) -> Launch:
+        flops = (reading if read else 0) + (scanning if scan else 0)
+        traffic = (read_traffic if read else 0) + (scan_traffic if scan else 0)
+        return Launch(
+            name,
+            backward_kernel,
+            (programs,),
+            arguments | {"total": total, "programs": programs},
+            constants | {"READ": read, "SCAN": scan},
+            num_warps=WARPS,
+            num_stages=stages(q.dtype),
+            flops=flops,
+            traffic=traffic + (0 if read and scan else passed),
+        )
+
+    if single:
+        return [launch("ttt_mlp_backward", scans, scans, True, True)], result
+    return [
+        launch("ttt_mlp_read_out_backward", segments, readers, True, False),
+        launch("ttt_mlp_scan_backward", scans, scans, False, True),
+    ], result
+
+
+def mlp_backward(
+    grad_output: Tensor,
+    grad_W1: Tensor,
+    grad_b1: Tensor,
+    grad_W2: Tensor,
+    grad_b2: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lr: Tensor,
+    coefficient: Tensor,
+    W1: Tensor,
+    b1: Tensor,
+    W2: Tensor,
+    b2: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    saved_W1: Tensor,
+    saved_b1: Tensor,
+    saved_W2: Tensor,
+    saved_b2: Tensor,
+    settings: Settings,
+    save: int,
+) -> tuple[Tensor, ...]:
+    """Gradients of `mlp_forward`, from those of its output and final state.
+
+    Memory beside arguments and results, in floats: R B H M (2 (2 d m + m + d) + K (5 d + 2 m))
+    for the state, its gradient and what the two launches exchange, M = ceil(T / K); all padded.
+    Where one launch does all, `save` takes the place of M.
+
+    Args:
+        grad_output: [R, B, H, T, d] fp32.
+        grad_W1, grad_b1, grad_W2, grad_b2: [R, B, H, ...] fp32.
+        q, ..., norm_bias: as given to `mlp_forward`.
+        saved_W1, saved_b1, saved_W2, saved_b2: as returned by it.
+        settings, save: as given to it; save >= 1.
+
+    Returns:
+        Gradients of q, k, v (in their dtype), lr, coefficient, W1, b1, W2, b2, norm_weight and
+        norm_bias.
+    """
+    launches, gradients = plan_backward(
+        grad_output, grad_W1, grad_b1, grad_W2, grad_b2, q, k, v, lr, coefficient,
+        W1, b1, W2, b2, norm_weight, norm_bias, saved_W1, saved_b1, saved_W2, saved_b2,
+        settings, save,
+    )  # fmt: skip
+    for launch in launches:
+        launch.run()
+    return gradients.reduce(q.dtype, coefficient.shape[0], own_state=W1.shape[0] > 1)

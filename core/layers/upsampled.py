@@ -1,0 +1,144 @@
+"""Convolution of [nearest-neighbour upsampled map, skip] without forming either.
+
+After upsampling by two a kernel of three taps reads two different values per axis: an output at an
+even place sees w0 of the value before and w1 + w2 of its own, one at an odd place w0 + w1 of its
+own and w2 of the next. So each of the 4 (in 3D 8) phases of the output is a convolution of the
+small map with 2 x 2 (x 2) taps: 4/9 (8/27) of the multiplications, and neither the upsampled map
+nor the concatenation is written. For inference.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tttunet.kernels import cpu_winograd
+
+_CONVOLVE = {4: F.conv2d, 5: F.conv3d}
+#: Weights of the taps on the small map, [phase][tap][tap of the kernel].
+_FOLD = (((1, 0, 0), (0, 1, 1)), ((1, 1, 0), (0, 0, 1)))
+
+
+def pays(low: Tensor, skip: Tensor | None, factors: tuple[int, ...], weight: Tensor) -> bool:
+    """Whether `convolve_upsampled` is possible and faster than upsampling and concatenating.
+
+    Args:
+        low: [batch, C, *spatial], before upsampling.
+        skip: [batch, C2, *spatial * factors].
+        factors: of the upsampling, per axis.
+        weight: [outputs, C + C2, *kernel].
+    """
+    return (
+        low.device.type == "cpu"
+        and low.dtype == weight.dtype == torch.float32
+        and low.movedim(1, -1).is_contiguous()
+        and (skip is None or skip.movedim(1, -1).is_contiguous())
+        and all(f == 1 or (f, k) == (2, 3) for f, k in zip(factors, weight.shape[2:], strict=True))
+        # Winograd's saving on the whole is larger.
+        and not cpu_winograd.enough_channels(weight)
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+    )
+
+
+def convolve_upsampled(
+    low: Tensor,
+    skip: Tensor | None,
+    factors: tuple[int, ...],
+    weight: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
+    """conv(cat(upsample(low), skip)) with zero padding that keeps the size.
+
+    Args:
+        low, skip, factors, weight: as `pays` allows.
+        bias: [outputs].
+
+    Returns:
+        [batch, outputs, *spatial * factors], channels-last.
+    """
+    kernel = weight.shape[2:]
+    own = low.shape[1]
+    folded, phases = _fold(weight[:, :own], factors)
+    padding = [1 if f == 2 else k // 2 for f, k in zip(factors, kernel, strict=True)]
+    convolve = _CONVOLVE[low.ndim]
+    if skip is None:
+        y, of_parts = None, None if bias is None else bias.repeat(phases)
+    else:
+        y, of_parts = convolve(skip, weight[:, own:], bias, 1, [k // 2 for k in kernel]), None
+    parts = convolve(low, folded, of_parts, 1, padding)
+    return _interleave(parts, low.shape[2:], factors, y)
+
+
+def project_upsampled(
+    low: Tensor, skip: Tensor | None, factors: tuple[int, ...], weight: Tensor
+) -> Tensor:
+    """The same for a 1x1 convolution, without bias."""
+    matrix, own = weight.flatten(1), low.shape[1]
+    small = F.linear(low.movedim(1, -1), matrix[:, :own])
+    # [batch, H, 1, W, 1, outputs]: every value meets all the places it covers.
+    spread = small
+    for axis in range(len(factors)):
+        spread = spread.unsqueeze(2 + 2 * axis)
+    if skip is None:
+        size = [n for pair in zip(small.shape[1:-1], factors, strict=True) for n in pair]
+        y = spread.expand(len(low), *size, small.shape[-1])
+    else:
+        y = F.linear(skip.movedim(1, -1), matrix[:, own:])
+        y = _split(y, factors).add_(spread)
+    shape = [n * f for n, f in zip(small.shape[1:-1], factors, strict=True)]
+    return y.reshape(len(low), *shape, small.shape[-1]).contiguous().movedim(-1, 1)
+
+
+def _fold(weight: Tensor, factors: tuple[int, ...]) -> tuple[Tensor, int]:
+    """[outputs, C, *kernel] -> [phases * outputs, C, *taps], and the number of phases."""
+    outputs, phases = len(weight), 1
+    # Leading axis: phases so far.
+    folded = weight[None]
+    for axis, factor in enumerate(factors):
+        if factor == 1:
+            continue
+        fold = weight.new_tensor(_FOLD)
+        moved = folded.movedim(3 + axis, -1)
+        moved = torch.einsum("pak,n...k->np...a", fold, moved)
+        folded = moved.flatten(0, 1).movedim(-1, 3 + axis)
+        phases *= 2
+    return folded.reshape(phases * outputs, *folded.shape[2:]), phases
+
+
+def _split(rows: Tensor, factors: tuple[int, ...]) -> Tensor:
+    """[batch, H, W, C] -> [batch, H / f, f, W / f, f, C], a view."""
+    for axis in range(len(factors) - 1, -1, -1):
+        rows = rows.unflatten(1 + axis, (-1, factors[axis]))
+    return rows
+
+
+def _interleave(
+    parts: Tensor, low_size: torch.Size, factors: tuple[int, ...], y: Tensor | None
+) -> Tensor:
+    """Put (or add, if y is given) every phase to its places."""
+    rows = parts.movedim(1, -1)
+    outputs = rows.shape[-1] // 2 ** factors.count(2)
+    if y is None:
+        size = [n * f for n, f in zip(low_size, factors, strict=True)]
+        target = rows.new_empty(len(rows), *size, outputs)
+    else:
+        target = y.movedim(1, -1)
+    split = _split(target, factors)
+    for number, phase in enumerate(itertools.product(*(range(f) for f in factors))):
+        part = rows[..., number * outputs : (number + 1) * outputs]
+        places = split
+        for axis, (p, n) in enumerate(zip(phase, low_size, strict=True)):
+            part = part.narrow(1 + axis, p, n)
+            # Each select removes the axis of the phase behind the axis of the small map.
+            places = places.select(2 + axis, p)
+        if y is None:
+            places.copy_(part)
+        else:
+            places.add_(part)
+    return target.movedim(-1, 1)
