@@ -227,9 +227,9 @@ class _InstanceNorm(torch.autograd.Function):
         grad_x = torch.empty_like(x) if ctx.has_residual or not out else g
         of_weight, of_bias = torch.zeros_like(mean), torch.zeros_like(mean)
         for n, sample in enumerate(x):
-            if out:
-                _activation_backward(rows.blocks(grad[n], out[0][n], g[n]), ctx.slope)
-            of_bias[n], of_weight[n] = _gradient_sums(sample, g[n], mean[n], rstd[n], rows)
+            matrices = [t[n] for t in ((x, g, grad, *out) if out else (x, g))]
+            sums = _gradient_sums(rows, matrices, mean[n], ctx.slope)
+            of_bias[n], of_weight[n] = sums[0], sums[1] * rstd[n]
             # dx = weight rstd (g - mean(g) - xhat mean(g xhat)), linear in g and x.
             of_g = weight.to(dtype) * rstd[n]
             of_x = -of_g * rstd[n] * of_weight[n] / math.prod(sample.shape[1:])
@@ -246,31 +246,39 @@ class _InstanceNorm(torch.autograd.Function):
         )
 
 
-def _activation_backward(blocks: Iterator[tuple[Tensor, ...]], slope: float) -> None:
-    for grad, out, g in blocks:
-        torch.ops.aten.leaky_relu_backward.grad_input(grad, out, slope, True, grad_input=g)
-
-
 def _gradient_sums(
-    sample: Tensor, g: Tensor, mean: Tensor, rstd: Tensor, rows: _Rows
+    rows: _Rows, samples: list[Tensor], mean: Tensor, slope: float
 ) -> tuple[Tensor, Tensor]:
-    """Sums of g and of g xhat over all positions, [C] each."""
+    """Sums of g and of g (x - mean) over all positions, [C] each.
+
+    Args:
+        rows: of the samples.
+        samples: x, g and, if g is yet to be written, the result's gradient and the result.
+        mean: [C].
+        slope: of the activation between g and the result's gradient.
+    """
     wide = rows.spread(mean)
     ones = wide.new_ones(rows.height)
     of_one, of_x = torch.zeros_like(wide), torch.zeros_like(wide)
-    for x, grad in rows.blocks(sample, g):
-        exact = grad.to(wide.dtype)
+    scratch = wide.new_empty(rows.height, len(wide))
+    for x, g, *rest in rows.blocks(*samples):
+        if rest:
+            torch.ops.aten.leaky_relu_backward.grad_input(*rest, slope, True, grad_input=g)
+        exact = g.to(wide.dtype)
         _add_rows(exact, ones, of_one)
-        _add_rows((x - wide).mul_(exact), ones, of_x)
-    return rows.gather(of_one), rows.gather(of_x) * rstd
+        deviation = torch.sub(x, wide, out=scratch[: len(x)])
+        _add_rows(deviation.mul_(exact), ones, of_x)
+    return rows.gather(of_one), rows.gather(of_x)
 
 
 def _combine(
     blocks: Iterator[tuple[Tensor, ...]], of_g: Tensor, of_x: Tensor, constant: Tensor
 ) -> None:
     """grad_x = g * of_g + x * of_x + constant for blocks of x, g and grad_x, which may be g."""
+    scratch = None
     for x, g, grad_x in blocks:
-        work = torch.addcmul(constant, x, of_x)
+        scratch = constant.new_empty(x.shape) if scratch is None else scratch
+        work = torch.addcmul(constant, x, of_x, out=scratch[: len(x)])
         torch.addcmul(work, g, of_g, out=grad_x if grad_x.dtype == work.dtype else work)
         if grad_x.dtype != work.dtype:
             grad_x.copy_(work)

@@ -75,23 +75,34 @@ class InstanceNorm3d(_NormWithActivation, nn.InstanceNorm3d):
 
 
 class _WinogradWhereFaster:
-    """A convolution with stride 1 that keeps the size."""
+    """A convolution whose output has the input's size divided by the stride."""
 
     weight: Any
     bias: Any
+    stride: Any
+    groups: int
 
-    def forward(self, x: Tensor) -> Tensor:
-        if cpu_winograd.pays(x, self.weight):
-            return cpu_winograd.convolution(x, self.weight, self.bias)
-        return super().forward(x)  # type: ignore[misc]
+    def forward(self, x: Tensor, add_bias: bool = True) -> Tensor:
+        bias = self.bias if add_bias else None
+        plain = self.groups == 1 and all(step == 1 for step in self.stride)
+        if plain and cpu_winograd.pays(x, self.weight):
+            return cpu_winograd.convolution(x, self.weight, bias)
+        return self._conv_forward(x, self.weight, bias)  # type: ignore[attr-defined]
+
+    def before_norm(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The map without bias, and what the norm after it is to add.
+
+        A constant vanishes in a norm. The bias stays among the parameters, with gradient zero.
+        """
+        return self(x, add_bias=False), 0 * self.bias if torch.is_grad_enabled() else None
 
 
 class SameConv2d(_WinogradWhereFaster, nn.Conv2d):
-    """[batch, C, H, W] -> [batch, outputs, H, W]."""
+    """[batch, C, H, W] -> [batch, outputs, H / stride, W / stride]."""
 
 
 class SameConv3d(_WinogradWhereFaster, nn.Conv3d):
-    """[batch, C, D, H, W] -> [batch, outputs, D, H, W]."""
+    """[batch, C, D, H, W] -> [batch, outputs, D / stride, H / stride, W / stride]."""
 
 
 class _MatrixProduct:
@@ -130,9 +141,7 @@ def same_conv(
 ) -> nn.Module:
     """Convolution whose output has the input's size divided by the stride; kernels are odd."""
     padding = tuple(k // 2 for k in kernel)
-    keeps_size = groups == 1 and stride in (1, (1,) * dim)
-    build = (_SAME_CONV if keeps_size else CONV)[dim]
-    return build(in_channels, out_channels, kernel, stride, padding, groups=groups)
+    return _SAME_CONV[dim](in_channels, out_channels, kernel, stride, padding, groups=groups)
 
 
 def pointwise_conv(
@@ -179,9 +188,10 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not isinstance(self.shortcut, _MatrixProduct):
-            return self._rest(self.conv1(x), self.shortcut(x), None)
+            return self._rest(*self.conv1.before_norm(x), self.shortcut(x), None)
         # The norm adds a constant anyway; the product would need a pass of its own for it.
-        return self._rest(self.conv1(x), self.shortcut(x, add_bias=False), self.shortcut.bias)
+        residual = self.shortcut(x, add_bias=False)
+        return self._rest(*self.conv1.before_norm(x), residual, self.shortcut.bias)
 
     def forward_upsampled(
         self, low: Tensor, factors: tuple[int, ...], skip: Tensor | None
@@ -198,13 +208,20 @@ class ResidualBlock(nn.Module):
         if not (isinstance(project, _MatrixProduct) and pays(low, skip, factors, conv.weight)):
             x = F.interpolate(low, scale_factor=[float(f) for f in factors], mode="nearest")
             return self(x if skip is None else torch.cat((x, skip), dim=1))
-        y = convolve_upsampled(low, skip, factors, conv.weight, conv.bias)
-        return self._rest(y, project_upsampled(low, skip, factors, project.weight), project.bias)
+        y = convolve_upsampled(low, skip, factors, conv.weight)
+        residual = project_upsampled(low, skip, factors, project.weight)
+        return self._rest(y, None, residual, project.bias)
 
-    def _rest(self, y: Tensor, residual: Tensor, shift: Tensor | None) -> Tensor:
-        """What follows the first convolution; the residual lacks `shift`."""
-        y = self.norm1(y, slope=NEGATIVE_SLOPE, inplace=True)
-        y = self.conv2(y)
+    def _rest(
+        self, y: Tensor, shift: Tensor | None, residual: Tensor, residual_shift: Tensor | None
+    ) -> Tensor:
+        """What follows the first convolution; its output and the residual lack their shifts."""
+        y = self.norm1(y, slope=NEGATIVE_SLOPE, shift=shift, inplace=True)
+        y, shift = self.conv2.before_norm(y)
+        if shift is None or residual_shift is None:
+            shift = residual_shift if shift is None else shift
+        else:
+            shift = shift + residual_shift
         return self.norm2(y, residual, NEGATIVE_SLOPE, shift=shift, inplace=True)
 
 

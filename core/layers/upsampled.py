@@ -47,38 +47,32 @@ def pays(low: Tensor, skip: Tensor | None, factors: tuple[int, ...], weight: Ten
 
 
 def convolve_upsampled(
-    low: Tensor,
-    skip: Tensor | None,
-    factors: tuple[int, ...],
-    weight: Tensor,
-    bias: Tensor | None,
+    low: Tensor, skip: Tensor | None, factors: tuple[int, ...], weight: Tensor
 ) -> Tensor:
-    """conv(cat(upsample(low), skip)) with zero padding that keeps the size.
+    """conv(cat(upsample(low), skip)) with zero padding that keeps the size, without bias.
 
     Args:
         low, skip, factors, weight: as `pays` allows.
-        bias: [outputs].
 
     Returns:
         [batch, outputs, *spatial * factors], channels-last.
     """
     kernel = weight.shape[2:]
     own = low.shape[1]
-    folded, phases = _fold(weight[:, :own], factors)
+    folded = _fold(weight[:, :own], factors)
     padding = [1 if f == 2 else k // 2 for f, k in zip(factors, kernel, strict=True)]
     convolve = _CONVOLVE[low.ndim]
+    parts = convolve(low, folded, None, 1, padding)
     if skip is None:
-        y, of_parts = None, None if bias is None else bias.repeat(phases)
-    else:
-        y, of_parts = convolve(skip, weight[:, own:], bias, 1, [k // 2 for k in kernel]), None
-    parts = convolve(low, folded, of_parts, 1, padding)
+        return _interleave(parts, low.shape[2:], factors, None)
+    y = convolve(skip, weight[:, own:], None, 1, [k // 2 for k in kernel])
     return _interleave(parts, low.shape[2:], factors, y)
 
 
 def project_upsampled(
     low: Tensor, skip: Tensor | None, factors: tuple[int, ...], weight: Tensor
 ) -> Tensor:
-    """The same for a 1x1 convolution, without bias."""
+    """The same for a 1x1 convolution."""
     matrix, own = weight.flatten(1), low.shape[1]
     small = F.linear(low.movedim(1, -1), matrix[:, :own])
     # [batch, H, 1, W, 1, outputs]: every value meets all the places it covers.
@@ -95,9 +89,8 @@ def project_upsampled(
     return y.reshape(len(low), *shape, small.shape[-1]).contiguous().movedim(-1, 1)
 
 
-def _fold(weight: Tensor, factors: tuple[int, ...]) -> tuple[Tensor, int]:
-    """[outputs, C, *kernel] -> [phases * outputs, C, *taps], and the number of phases."""
-    outputs, phases = len(weight), 1
+def _fold(weight: Tensor, factors: tuple[int, ...]) -> Tensor:
+    """[outputs, C, *kernel] -> [phases * outputs, C, *taps]."""
     # Leading axis: phases so far.
     folded = weight[None]
     for axis, factor in enumerate(factors):
@@ -107,8 +100,7 @@ def _fold(weight: Tensor, factors: tuple[int, ...]) -> tuple[Tensor, int]:
         moved = folded.movedim(3 + axis, -1)
         moved = torch.einsum("pak,n...k->np...a", fold, moved)
         folded = moved.flatten(0, 1).movedim(-1, 3 + axis)
-        phases *= 2
-    return folded.reshape(phases * outputs, *folded.shape[2:]), phases
+    return folded.flatten(0, 1)
 
 
 def _split(rows: Tensor, factors: tuple[int, ...]) -> Tensor:

@@ -43,7 +43,8 @@ class ConvStage(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         layers = list(self)
         for conv, norm, activation in zip(layers[::3], layers[1::3], layers[2::3], strict=True):
-            x = norm(conv(x), slope=activation.negative_slope, inplace=True)
+            x, shift = conv.before_norm(x)
+            x = norm(x, slope=activation.negative_slope, shift=shift, inplace=True)
         return x
 
 

@@ -62,7 +62,7 @@ def test_stage_follows_the_equations(dim, stride, layout):
         torch.autograd.grad(expected, parameters, cotangent),
         strict=True,
     ):
-        # A convolution's bias vanishes in the norm after it.
+        # The bias of a convolution before a norm has gradient zero, up to rounding.
         torch.testing.assert_close(gradient, reference, rtol=1e-6, atol=1e-9)
 
 

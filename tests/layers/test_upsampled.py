@@ -39,10 +39,9 @@ def test_is_the_convolution_of_the_upsampled_map(size, factors, kernel, with_ski
     low, skip = make(size, factors, with_skip)
     x = concatenated(low, factors, skip)
     weight = torch.randn(6, x.shape[1], *kernel)
-    bias = torch.randn(6)
     convolve = CONVOLVE[len(size)]
-    y = upsampled.convolve_upsampled(low, skip, factors, weight, bias)
-    expected = convolve(x, weight, bias, padding=[k // 2 for k in kernel])
+    y = upsampled.convolve_upsampled(low, skip, factors, weight)
+    expected = convolve(x, weight, padding=[k // 2 for k in kernel])
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
     assert y.movedim(1, -1).is_contiguous()
     point = weight[(..., *([slice(0, 1)] * len(size)))]
