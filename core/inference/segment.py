@@ -13,6 +13,7 @@ import torch
 
 from tttunet.errors import ImageError, ModelError
 from tttunet.imaging import Image, normalise, prepare_channels
+from tttunet.inference.accelerate import accelerated
 from tttunet.inference.allocator import tune_allocator
 from tttunet.inference.device import pick_device
 from tttunet.inference.instances import decode_instances
@@ -165,7 +166,7 @@ def predict_maps(
     tune_allocator()
     config = model.config
     return predict(
-        model.network.to(device).eval(),
+        accelerated(model.network.to(device).eval()),
         array,
         instance_activation if config.task == "instance" else semantic_activation,
         tile=tile or automatic_tile(model),
