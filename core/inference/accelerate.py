@@ -27,6 +27,8 @@ Forward = Callable[[Tensor], Tensor]
 TOLERANCE = 1e-3
 #: Tiles that every one of the two has computed before one is chosen.
 TRIALS = 3
+#: Calls after which one is chosen, at the latest: the first one, with the other one, twice more.
+SETTLED = 2 * TRIALS
 #: Input shapes whose choice, with the compiled model, is kept for a network.
 SHAPES = 4
 

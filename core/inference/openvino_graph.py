@@ -61,7 +61,7 @@ class _Module(ov.Op):
         module = self.arguments[0]
         assert module is not None
         with torch.inference_mode():
-            y = module(torch.from_numpy(inputs[0].data))
+            y = module(to_channels_last(torch.from_numpy(inputs[0].data)))
             torch.from_numpy(outputs[0].data).copy_(y)
         return True
 
@@ -79,7 +79,6 @@ class _Deep(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # Those above are not read here.
         maps = [x] * self.level
-        x = to_channels_last(x)
         for stage in self.encoder.stages[self.level :]:
             x = to_channels_last(stage(x))
             maps.append(x)

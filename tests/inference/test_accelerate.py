@@ -11,7 +11,7 @@ pytest.importorskip("openvino", reason="needs pip install 'napari-tttunet[openvi
 import openvino as ov
 
 from tttunet.inference import accelerate, openvino_graph
-from tttunet.inference.accelerate import SHAPES, TRIALS, Accelerated, accelerated
+from tttunet.inference.accelerate import SETTLED, SHAPES, Accelerated, accelerated
 from tttunet.networks import (
     NetworkConfig,
     TTTConfig,
@@ -87,7 +87,7 @@ def test_one_is_chosen_and_every_result_is_right():
     forward, expected = accelerated(network), network(x)
     assert accelerated(network) is forward
     scale = float(expected.max() - expected.min())
-    for _ in range(2 * TRIALS + 2):
+    for _ in range(SETTLED + 2):
         assert float((forward(x) - expected).abs().max()) <= 1e-3 * scale
     assert forward.chosen(*x.shape) in ("torch", "openvino")
     other = torch.randn(1, 2, 64, 64)
@@ -103,7 +103,7 @@ def test_a_trained_on_network_is_compiled_again():
         before = forward(x)
     with torch.inference_mode(False), torch.no_grad():
         network.decoder.heads[-1].bias.add_(5.0)
-    for _ in range(2 * TRIALS + 2):
+    for _ in range(SETTLED):
         after = forward(x)
         assert float((after - before - 5).abs().max()) < 1e-2
 
@@ -173,7 +173,7 @@ def test_networks_are_not_kept_alive():
     network, x = make(CONFIGS["paper2d"])
     forward = accelerated(network)
     with torch.inference_mode():
-        for _ in range(2 * TRIALS + 2):
+        for _ in range(SETTLED):
             forward(x)
     assert network in accelerate._networks
     count = len(accelerate._networks)
