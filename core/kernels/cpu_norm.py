@@ -212,7 +212,7 @@ class _InstanceNorm(torch.autograd.Function):
         out = torch.empty_like(x)
         mean, rstd = _forward(x, weight, bias, residual, eps, slope, out)
         ctx.save_for_backward(x, weight, mean, rstd, *(() if slope == 1 else (out,)))
-        ctx.slope, ctx.has_residual = slope, residual is not None
+        ctx.slope, ctx.eps, ctx.has_residual = slope, eps, residual is not None
         return out
 
     @staticmethod
@@ -225,11 +225,23 @@ class _InstanceNorm(torch.autograd.Function):
         # residual the gradient of x takes its place.
         g = torch.empty_like(x) if out else grad
         grad_x = torch.empty_like(x) if ctx.has_residual or not out else g
-        of_weight, of_bias = torch.zeros_like(mean), torch.zeros_like(mean)
+        if out:
+            torch.ops.aten.leaky_relu_backward.grad_input(grad, *out, ctx.slope, True, grad_input=g)
+        of_weight, of_bias = torch.empty_like(mean), torch.empty_like(mean)
         for n, sample in enumerate(x):
-            matrices = [t[n] for t in ((x, g, grad, *out) if out else (x, g))]
-            sums = _gradient_sums(rows, matrices, mean[n], ctx.slope)
-            of_bias[n], of_weight[n] = sums[0], sums[1] * rstd[n]
+            # PyTorch's BatchNorm knows channels-last maps; of its gradients only the sums.
+            _, of_weight[n], of_bias[n] = torch.ops.aten.native_batch_norm_backward(
+                g[n : n + 1],
+                x[n : n + 1],
+                weight,
+                None,
+                None,
+                mean[n],
+                rstd[n],
+                True,
+                ctx.eps,
+                [False, True, True],
+            )
             # dx = weight rstd (g - mean(g) - xhat mean(g xhat)), linear in g and x.
             of_g = weight.to(dtype) * rstd[n]
             of_x = -of_g * rstd[n] * of_weight[n] / math.prod(sample.shape[1:])
@@ -244,31 +256,6 @@ class _InstanceNorm(torch.autograd.Function):
             None,
             None,
         )
-
-
-def _gradient_sums(
-    rows: _Rows, samples: list[Tensor], mean: Tensor, slope: float
-) -> tuple[Tensor, Tensor]:
-    """Sums of g and of g (x - mean) over all positions, [C] each.
-
-    Args:
-        rows: of the samples.
-        samples: x, g and, if g is yet to be written, the result's gradient and the result.
-        mean: [C].
-        slope: of the activation between g and the result's gradient.
-    """
-    wide = rows.spread(mean)
-    ones = wide.new_ones(rows.height)
-    of_one, of_x = torch.zeros_like(wide), torch.zeros_like(wide)
-    scratch = wide.new_empty(rows.height, len(wide))
-    for x, g, *rest in rows.blocks(*samples):
-        if rest:
-            torch.ops.aten.leaky_relu_backward.grad_input(*rest, slope, True, grad_input=g)
-        exact = g.to(wide.dtype)
-        _add_rows(exact, ones, of_one)
-        deviation = torch.sub(x, wide, out=scratch[: len(x)])
-        _add_rows(deviation.mul_(exact), ones, of_x)
-    return rows.gather(of_one), rows.gather(of_x)
 
 
 def _combine(
