@@ -111,12 +111,16 @@ def common_constants(q: Tensor, size: Sizes, settings: Settings) -> dict[str, An
     }
 
 
-def tiling(size: Sizes, block: int, hip: bool) -> tuple[int, int]:
-    """Tokens of a block, at most `block`, and warps of a program.
+def count_warps(d: int, hip: bool, at_16: int, at_32: int) -> int:
+    """Warps of a program, by trial such that nothing spills; AMD's have 64 lanes.
 
-    Chosen so that nothing spills: AMD's warps have 64 lanes, with twice as many registers each.
+    For small tiles ptxas now and then spills a few bytes for the sake of occupancy: hence the
+    exceptions.
+
+    Args:
+        at_16, at_32: for head dimensions padded to 16 and 32.
     """
-    return min(block, padded(size.K)), 4 if hip or padded(size.d) <= 32 else 8
+    return 4 if hip else {16: at_16, 32: at_32}.get(padded(d), 8)
 
 
 def bind(kernel: Any, available: dict[str, Any]) -> dict[str, Any]:
@@ -146,8 +150,9 @@ def plan_forward(
     R, B, H, T, d, K, M = size
     hip = runs_on_hip() if hip is None else hip
     # The three products that "tf32x3" makes of one want twice the registers for operands.
-    wide = padded(d) * (2 if q.dtype == torch.float32 else 1) > 64
-    block, warps = tiling(size, 16 if wide or (hip and d > 32) else 32, hip)
+    full = q.dtype == torch.float32
+    wide = padded(d) * (2 if full else 1) > 64
+    block = min(16 if wide or (hip and d > 32) else 32, padded(K))
 
     def new(*shape: int) -> Tensor:
         return W.new_empty(R, B, H, *shape)
@@ -183,7 +188,7 @@ def plan_forward(
                 grid=(R * B * H,),
                 arguments=bind(scan_kernel, available),
                 constants=constants | {"SAVE": save if own else 0},
-                num_warps=warps,
+                num_warps=count_warps(d, hip, at_16=4 if full else 2, at_32=8),
                 num_stages=1,
                 flops=4 * rows * d * d,
                 traffic=rows * (2 * d * q.element_size() + 4) + states,
@@ -198,7 +203,7 @@ def plan_forward(
             arguments=bind(read_kernel, available),
             constants=constants
             | {"SINGLE": M == 1, "SAVE": bool(save), "REREAD": padded(d) > 64 and not hip},
-            num_warps=warps,
+            num_warps=count_warps(d, hip, at_16=4, at_32=4 if d == 32 else 8),
             num_stages=1,
             flops=4 * rows * d * (d + min(K, T)) + (4 * rows * d * d if M == 1 else 0),
             traffic=rows * (d * (3 * q.element_size() + 4) + 8) + states,
