@@ -95,14 +95,14 @@ def read_mini_batch(
     hidden_scores = scores + S.scores
     store_rotated(q, q_token, queries, scan, tokens, sequences, index, rope_step, S, ROTARY)
     at = fence(scratch)
-    query_scores(queries + at, keys + at, scores + at, coefficient, S, PRECISION)
+    query_scores(queries + at, keys + at, scores + at, coefficient, at, S, PRECISION)
     at = fence(scratch)
     read_hidden(
         queries + at, scores + at, steps1 + at, state + at, read + at, read + at,
         S, False, PRECISION,
     )  # fmt: skip
     at = fence(scratch)
-    read_scores(read + at, hidden + at, hidden_scores + at, S, PRECISION)
+    read_scores(read + at, hidden + at, hidden_scores + at, at, S, PRECISION)
     at = fence(scratch)
     read_output(
         read + at, hidden_scores + at, keys + S.tile + at, coefficient, state + at, outputs + at,
@@ -147,7 +147,8 @@ def scan_kernel(
     # With READ two records of states and one mini-batch of tokens are enough.
     states += place * (2 if READ else mini_batches + 1) * S.record
     keys_steps += place * (1 if READ else mini_batches) * (2 * S.tile)
-    pack_state(W1, b1, W2, b2, sample * own_state * heads + head, states, S, True)
+    at = fence(scratch)
+    pack_state(W1, b1, W2, b2, sample * own_state * heads + head, states, at, S, True)
     for index in tl.range(0, mini_batches, disable_licm=True):
         at = fence(scratch)
         if READ:
@@ -161,9 +162,7 @@ def scan_kernel(
         if SAVE > 0:  # noqa: SIM102 (the modulus must not be 0)
             if index % SAVE == 0:
                 number = place * tl.cdiv(mini_batches, SAVE) + index // SAVE
-                pack_state(
-                    saved_W1, saved_b1, saved_W2, saved_b2, number + at, state + at, S, False
-                )
+                pack_state(saved_W1, saved_b1, saved_W2, saved_b2, number, state, at, S, False)
         store_rotated(k, k_token, keys + at, scan, tokens, sequences, index, rope_step, S, ROTARY)
         at = fence(scratch)
         hidden_layer(keys + at, state + at, hidden + at, slope + at, S, PRECISION)
@@ -192,8 +191,8 @@ def scan_kernel(
     at = fence(scratch)
     end = mini_batches % 2 if READ else mini_batches
     pack_state(
-        final_W1, final_b1, final_W2, final_b2, place + at,
-        states + tl.cast(end, tl.int64) * S.record + at, S, False,
+        final_W1, final_b1, final_W2, final_b2, place,
+        states + tl.cast(end, tl.int64) * S.record, at, S, False,
     )  # fmt: skip
 
 
@@ -243,14 +242,6 @@ def check_limits(q: Tensor, coefficient: Tensor) -> None:
         raise OperatorError(f"q is {q.dtype}; TTT in Triton takes fp32, bf16 and fp16.")
 
 
-def stages(dtype: torch.dtype) -> int:
-    """Stages of the pipelines that load the operands of products.
-
-    Three tf32 products in place of one (fp32 arguments) leave no registers for a second stage.
-    """
-    return 1 if dtype == torch.float32 else 2
-
-
 def token_strides(**tensors: Tensor) -> dict[str, int]:
     """Strides of samples, heads and tokens as kernel arguments `q_batch`, `q_head`, ..."""
     return {
@@ -295,7 +286,7 @@ def plan_forward(
     check_limits(q, coefficient)
     batch, heads, tokens, d = q.shape
     m, K = W1.shape[-1], coefficient.shape[0]
-    S = Sizes.of(K, d, m)
+    S = Sizes.of(K, d, m, q.dtype)
     lead = (2 if settings.bidirectional else 1, batch, heads)
     scans, mini_batches = math.prod(lead), -(-tokens // K)
     total = scans * mini_batches
@@ -367,7 +358,8 @@ def plan_forward(
         arguments,
         constants | absent | {"GATED": settings.base_lr is not None, "SAVE": save, "READ": single},
         num_warps=WARPS,
-        num_stages=stages(q.dtype),
+        num_stages=1,
+        spacious=True,
         flops=5 * large + (reading if single else 0),
         traffic=values * (2 * item + (item + 4 if single else 8))
         + 8 * scans * tokens
@@ -384,7 +376,8 @@ def plan_forward(
         both | token_strides(q=q) | {"output": output, "total": total, "programs": programs},
         constants,
         num_warps=WARPS,
-        num_stages=stages(q.dtype),
+        num_stages=1,
+        spacious=True,
         flops=2 * large + reading,
         traffic=values * (item + 12) + state_bytes * total,
     )

@@ -25,7 +25,6 @@ from tttunet.kernels.triton_mlp import (
     WARPS,
     check_limits,
     empty_state,
-    stages,
     state_arguments,
     token_strides,
 )
@@ -34,6 +33,7 @@ from tttunet.kernels.triton_mlp_blocks import (
     FENCE_STEP,
     Sizes,
     advance_state,
+    anew,
     fence,
     hidden_layer,
     hidden_output,
@@ -122,7 +122,8 @@ def backward_kernel(
         carry = carries + place * 2 * S.record
         if SCAN:
             end = carry + mini_batches % 2 * S.record
-            pack_state(final_W1, final_b1, final_W2, final_b2, place, end, S, True)
+            at = fence(scratch)
+            pack_state(final_W1, final_b1, final_W2, final_b2, place, end, at, S, True)
         for turn in tl.range(0, turns, disable_licm=True):
             segment = segments - 1 - turn if SCAN else item % segments
             first = segment * SAVE
@@ -133,8 +134,8 @@ def backward_kernel(
             if READ:
                 at = fence(scratch)
                 number = place * segments + segment
-                record = states + slot * S.record + at
-                pack_state(saved_W1, saved_b1, saved_W2, saved_b2, number + at, record, S, True)
+                record = states + slot * S.record
+                pack_state(saved_W1, saved_b1, saved_W2, saved_b2, number, record, at, S, True)
                 for i in tl.range(0, count, disable_licm=True):
                     state = states + (slot + i) * S.record
                     exchange = exchanges + (slot + i) * (5 * S.tile + 2 * S.layer + S.record)
@@ -178,9 +179,11 @@ def backward_kernel(
                         exchange + S.tile + at, state + at, slope + at, steps1 + at, S, PRECISION
                     )
                     read_backward(
-                        queries, q_token, grad_output + rows, grad_q + rows, coefficient,
+                        queries, q_token, grad_output + rows, grad_q + rows,
+                        anew(coefficient, at, False),
                         coefficient_parts + part * S.N, norm_parts + part * (2 * S.D),
-                        gamma, eps, state, exchange, scratch,
+                        gamma, eps, anew(state, at, True), anew(exchange, at, True),
+                        anew(scratch, at, True),
                         scan, tokens, sequences, index, rope_step, S, ROTARY, PRECISION,
                     )  # fmt: skip
                 if SCAN:
@@ -196,7 +199,7 @@ def backward_kernel(
                     )  # fmt: skip
         if SCAN:
             at = fence(scratch)
-            pack_state(grad_W1, grad_b1, grad_W2, grad_b2, place + at, carry + at, S, False)
+            pack_state(grad_W1, grad_b1, grad_W2, grad_b2, place, carry, at, S, False)
 
 
 def plan_backward(
@@ -230,7 +233,7 @@ def plan_backward(
     check_limits(q, coefficient)
     batch, heads, tokens, d = q.shape
     m, K = W1.shape[-1], coefficient.shape[0]
-    S = Sizes.of(K, d, m)
+    S = Sizes.of(K, d, m, q.dtype)
     lead = (2 if settings.bidirectional else 1, batch, heads)
     scans, mini_batches = math.prod(lead), -(-tokens // K)
     slots = scans * mini_batches
@@ -307,7 +310,8 @@ def plan_backward(
             arguments | {"total": total, "programs": programs},
             constants | {"READ": read, "SCAN": scan},
             num_warps=WARPS,
-            num_stages=stages(q.dtype),
+            num_stages=1,
+            spacious=True,
             flops=flops,
             traffic=traffic + (0 if read and scan else passed),
         )

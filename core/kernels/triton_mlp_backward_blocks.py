@@ -31,6 +31,7 @@ from tttunet.kernels.triton_common import (
 )
 from tttunet.kernels.triton_mlp_blocks import (
     FENCE_STEP,
+    anew,
     column_sums,
     fence,
     gelu_curvature,
@@ -95,7 +96,7 @@ def output_backward(
 
 @triton.jit
 def scores_backward(
-    products, scores, coefficient, to, coefficient_part, ADD: tl.constexpr, S: tl.constexpr
+    products, scores, coefficient, to, coefficient_part, at, ADD: tl.constexpr, S: tl.constexpr
 ):
     """Backward of -c * (scores other), [N, ...], in the scores and in c.
 
@@ -104,7 +105,7 @@ def scores_backward(
         to: to be filled with the gradient of the scores.
         coefficient_part: the gradient of c [N] is stored or, if ADD, added here.
     """
-    products = keep_causal(products, S.N)
+    products = keep_causal(products, at, S.N)
     store_matrix(to, -load_coefficients(coefficient, S) * products, S.N, S.N)
     dc = -tl.sum(load_matrix(scores, S.N, S.N) * products, 1)
     if ADD:
@@ -142,14 +143,14 @@ def read_backward(
 
     store_rotated(q, q_token, queries, scan, tokens, sequences, index, rope_step, S, ROTARY)
     at = fence(scratch)
-    query_scores(queries + at, keys + at, scores + at, coefficient, S, PRECISION)
+    query_scores(queries + at, keys + at, scores + at, coefficient, at, S, PRECISION)
     at = fence(scratch)
     read_hidden(
         queries + at, scores + at, steps1 + at, state + at, read + at, slope + at,
         S, True, PRECISION,
     )  # fmt: skip
     at = fence(scratch)
-    read_scores(read + at, hidden + at, hidden_scores + at, S, PRECISION)
+    read_scores(read + at, hidden + at, hidden_scores + at, at, S, PRECISION)
     at = fence(scratch)
     read_output(
         read + at, hidden_scores + at, steps + at, coefficient, state + at, outputs + at,
@@ -164,7 +165,7 @@ def read_backward(
     x = zeros(S.N, S.N)
     x = matmul(x, dz + at, False, steps + at, True, S.N, S.D, S.N, S.STEP, PRECISION)
     scores_backward(
-        x, hidden_scores + at, coefficient, dhidden_scores + at, coefficient_part, False, S
+        x, hidden_scores + at, coefficient, dhidden_scores + at, coefficient_part, at, False, S
     )
     store_vector(db2 + at, column_sums(dz + at, S.N, S.D), S.D)
     x = zeros(S.N, S.D)
@@ -173,46 +174,46 @@ def read_backward(
     at = fence(scratch)
     for start in tl.range(0, S.M, S.BLOCK, disable_licm=True):
         block, part = at + start * S.N, at + start * S.D
-        x = zeros(S.N, S.BLOCK)
-        x = matmul(x, dz + at, False, W2 + part, True, S.N, S.D, S.BLOCK, S.STEP, PRECISION)
-        x = matmul(
-            x, dhidden_scores + at, False, hidden + block, False,
+        h = zeros(S.N, S.BLOCK)
+        h = matmul(h, dz + at, False, W2 + part, True, S.N, S.D, S.BLOCK, S.STEP, PRECISION)
+        h = matmul(
+            h, dhidden_scores + at, False, hidden + block, False,
             S.N, S.N, S.BLOCK, S.STEP, PRECISION,
         )  # fmt: skip
-        x *= load_matrix(slope + block, S.N, S.BLOCK)
-        store_matrix(dread + block, x, S.N, S.BLOCK)
-        store_vector(db1 + at + start, tl.sum(x, 0), S.BLOCK)
+        h *= load_matrix(slope + block, S.N, S.BLOCK)
+        store_matrix(dread + block, h, S.N, S.BLOCK)
+        store_vector(db1 + at + start, tl.sum(h, 0), S.BLOCK)
     at = fence(scratch)
     for start in tl.range(0, S.M, S.BLOCK, disable_licm=True):
         block, part = at + start * S.N, at + start * S.D
-        x = zeros(S.N, S.BLOCK)
-        x = matmul(
-            x, dhidden_scores + at, True, read + block, False,
+        h = zeros(S.N, S.BLOCK)
+        h = matmul(
+            h, dhidden_scores + at, True, read + block, False,
             S.N, S.N, S.BLOCK, S.STEP, PRECISION,
         )  # fmt: skip
-        store_matrix(dhidden + block, x, S.N, S.BLOCK)
-        x = zeros(S.BLOCK, S.D)
-        x = matmul(x, read + block, True, dz + at, False, S.BLOCK, S.N, S.D, S.STEP, PRECISION)
-        store_matrix(dW2 + part, x, S.BLOCK, S.D)
+        store_matrix(dhidden + block, h, S.N, S.BLOCK)
+        w = zeros(S.BLOCK, S.D)
+        w = matmul(w, read + block, True, dz + at, False, S.BLOCK, S.N, S.D, S.STEP, PRECISION)
+        store_matrix(dW2 + part, w, S.BLOCK, S.D)
     at = fence(scratch)
     for start in tl.range(0, S.M, S.BLOCK, disable_licm=True):
         block, part = at + start * S.N, at + start * S.D
-        x = zeros(S.N, S.BLOCK)
-        x = matmul(x, scores + at, True, dread + block, False, S.N, S.N, S.BLOCK, S.STEP, PRECISION)
-        store_matrix(dsteps1 + block, x, S.N, S.BLOCK)
-        x = zeros(S.D, S.BLOCK)
-        x = matmul(
-            x, queries + at, True, dread + block, False, S.D, S.N, S.BLOCK, S.STEP, PRECISION
+        h = zeros(S.N, S.BLOCK)
+        h = matmul(h, scores + at, True, dread + block, False, S.N, S.N, S.BLOCK, S.STEP, PRECISION)
+        store_matrix(dsteps1 + block, h, S.N, S.BLOCK)
+        w = zeros(S.D, S.BLOCK)
+        w = matmul(
+            w, queries + at, True, dread + block, False, S.D, S.N, S.BLOCK, S.STEP, PRECISION
         )
-        store_matrix(dW1 + part, x, S.D, S.BLOCK)
+        store_matrix(dW1 + part, w, S.D, S.BLOCK)
     at = fence(scratch)
     # `scores` held -c * A; dc needs A itself, and c may be 0.
     x = zeros(S.N, S.N)
     x = matmul(x, queries + at, False, keys + at, True, S.N, S.D, S.N, S.STEP, PRECISION)
-    store_matrix(scores + at, keep_causal(x + 1.0, S.N), S.N, S.N)
+    store_matrix(scores + at, keep_causal(x + 1.0, at, S.N), S.N, S.N)
     at = fence(scratch)
     x = layer_product(zeros(S.N, S.N), dread + at, steps1 + at, True, S.N, S, PRECISION)
-    scores_backward(x, scores + at, coefficient, dscores + at, coefficient_part, True, S)
+    scores_backward(x, scores + at, coefficient, dscores + at, coefficient_part, at, True, S)
     at = fence(scratch)
     x = zeros(S.N, S.D)
     x = matmul(x, dscores + at, True, queries + at, False, S.N, S.N, S.D, S.STEP, PRECISION)
@@ -281,6 +282,9 @@ def scan_backward(
         exchange: the tiles k, G2, z2 and those that `read_backward` fills.
         scratch: of the program.
     """
+    at = fence(scratch)
+    state, after, before = anew(state, at, True), anew(after, at, True), anew(before, at, True)
+    exchange, scratch = anew(exchange, at, True), anew(scratch, at, True)
     keys, steps, inner = exchange, exchange + S.tile, exchange + 2 * S.tile
     dsteps, dkeys = exchange + 3 * S.tile, exchange + 4 * S.tile
     dhidden = exchange + 5 * S.tile
@@ -297,13 +301,12 @@ def scan_backward(
     count = tl.minimum(S.K, tokens - index * S.K)
     last = tl.load(coefficient + count - 1)
 
-    at = fence(scratch)
     for start in tl.range(0, S.M, S.BLOCK, disable_licm=True):
         block, part = at + start * S.N, at + start * S.D
-        x = zeros(S.N, S.BLOCK)
-        x = matmul(x, keys + at, False, W1 + part, False, S.N, S.D, S.BLOCK, S.STEP, PRECISION)
-        x += load_vector(b1 + at + start, S.BLOCK)[None, :]
-        store_matrix(turn + block, x, S.N, S.BLOCK)
+        h = zeros(S.N, S.BLOCK)
+        h = matmul(h, keys + at, False, W1 + part, False, S.N, S.D, S.BLOCK, S.STEP, PRECISION)
+        h += load_vector(b1 + at + start, S.BLOCK)[None, :]
+        store_matrix(turn + block, h, S.N, S.BLOCK)
     at = fence(scratch)
     # As a matrix of one row of BLOCK units for each token and block.
     for row in tl.range(0, S.layer // S.BLOCK, S.ROWS, disable_licm=True):
@@ -315,22 +318,22 @@ def scan_backward(
     at = fence(scratch)
     for start in tl.range(0, S.M, S.BLOCK, disable_licm=True):
         block, part = at + start * S.N, at + start * S.D
-        x = zeros(S.N, S.BLOCK)
-        x = matmul(x, steps + at, False, W2 + part, True, S.N, S.D, S.BLOCK, S.STEP, PRECISION)
-        store_matrix(turn + block, x * load_matrix(curve + block, S.N, S.BLOCK), S.N, S.BLOCK)
-        store_matrix(steps1 + block, x * load_matrix(slope + block, S.N, S.BLOCK), S.N, S.BLOCK)
+        h = zeros(S.N, S.BLOCK)
+        h = matmul(h, steps + at, False, W2 + part, True, S.N, S.D, S.BLOCK, S.STEP, PRECISION)
+        store_matrix(turn + block, h * load_matrix(curve + block, S.N, S.BLOCK), S.N, S.BLOCK)
+        store_matrix(steps1 + block, h * load_matrix(slope + block, S.N, S.BLOCK), S.N, S.BLOCK)
     at = fence(scratch)
     # dG1 = dsteps1 - last (k dW1' + db1') times what z1 does to G1: by W2 and by its own bend.
     dlast = zero_vector(S.N)
     for start in tl.range(0, S.M, S.BLOCK, disable_licm=True):
         block, part = at + start * S.N, at + start * S.D
-        x = zeros(S.N, S.BLOCK)
-        x = matmul(x, keys + at, False, next_W1 + part, False, S.N, S.D, S.BLOCK, S.STEP, PRECISION)
-        x += load_vector(next_b1 + at + start, S.BLOCK)[None, :]
-        dlast -= tl.sum(load_matrix(steps1 + block, S.N, S.BLOCK) * x, 1)
-        x = load_matrix(dsteps1 + block, S.N, S.BLOCK) - last * x
-        store_matrix(pull + block, x * load_matrix(slope + block, S.N, S.BLOCK), S.N, S.BLOCK)
-        store_matrix(bend + block, x * load_matrix(turn + block, S.N, S.BLOCK), S.N, S.BLOCK)
+        h = zeros(S.N, S.BLOCK)
+        h = matmul(h, keys + at, False, next_W1 + part, False, S.N, S.D, S.BLOCK, S.STEP, PRECISION)
+        h += load_vector(next_b1 + at + start, S.BLOCK)[None, :]
+        dlast -= tl.sum(load_matrix(steps1 + block, S.N, S.BLOCK) * h, 1)
+        h = load_matrix(dsteps1 + block, S.N, S.BLOCK) - last * h
+        store_matrix(pull + block, h * load_matrix(slope + block, S.N, S.BLOCK), S.N, S.BLOCK)
+        store_matrix(bend + block, h * load_matrix(turn + block, S.N, S.BLOCK), S.N, S.BLOCK)
     at_last = tl.arange(0, S.N) == count - 1
     store_vector(coefficient_part, tl.where(at_last, tl.sum(dlast, 0), 0.0), S.N)
     at = fence(scratch)
@@ -352,30 +355,30 @@ def scan_backward(
     # `curve` is free: it takes dz1.
     for start in tl.range(0, S.M, S.BLOCK, disable_licm=True):
         block, part = at + start * S.N, at + start * S.D
-        x = zeros(S.N, S.BLOCK)
-        x = matmul(x, steps + at, False, next_W2 + part, True, S.N, S.D, S.BLOCK, S.STEP, PRECISION)
-        x = load_matrix(dhidden + block, S.N, S.BLOCK) - last * x
-        x = matmul(x, dz2 + at, False, W2 + part, True, S.N, S.D, S.BLOCK, S.STEP, PRECISION)
-        x = x * load_matrix(slope + block, S.N, S.BLOCK) + load_matrix(bend + block, S.N, S.BLOCK)
-        store_matrix(curve + block, x, S.N, S.BLOCK)
+        h = zeros(S.N, S.BLOCK)
+        h = matmul(h, steps + at, False, next_W2 + part, True, S.N, S.D, S.BLOCK, S.STEP, PRECISION)
+        h = load_matrix(dhidden + block, S.N, S.BLOCK) - last * h
+        h = matmul(h, dz2 + at, False, W2 + part, True, S.N, S.D, S.BLOCK, S.STEP, PRECISION)
+        h = h * load_matrix(slope + block, S.N, S.BLOCK) + load_matrix(bend + block, S.N, S.BLOCK)
+        store_matrix(curve + block, h, S.N, S.BLOCK)
         bias = load_vector(next_b1 + at + start, S.BLOCK)
         bias += load_vector(part_b1 + at + start, S.BLOCK)
-        store_vector(to_b1 + at + start, bias + tl.sum(x, 0), S.BLOCK)
+        store_vector(to_b1 + at + start, bias + tl.sum(h, 0), S.BLOCK)
     bias = load_vector(next_b2 + at, S.D) + load_vector(part_b2 + at, S.D)
     store_vector(to_b2 + at, bias + column_sums(dz2 + at, S.N, S.D), S.D)
     at = fence(scratch)
     for start in tl.range(0, S.M, S.BLOCK, disable_licm=True):
         block, part = at + start * S.N, at + start * S.D
-        x = load_matrix(next_W1 + part, S.D, S.BLOCK) + load_matrix(part_W1 + part, S.D, S.BLOCK)
-        x = matmul(x, keys + at, True, curve + block, False, S.D, S.N, S.BLOCK, S.STEP, PRECISION)
-        store_matrix(to_W1 + part, x, S.D, S.BLOCK)
+        w = load_matrix(next_W1 + part, S.D, S.BLOCK) + load_matrix(part_W1 + part, S.D, S.BLOCK)
+        w = matmul(w, keys + at, True, curve + block, False, S.D, S.N, S.BLOCK, S.STEP, PRECISION)
+        store_matrix(to_W1 + part, w, S.D, S.BLOCK)
     at = fence(scratch)
     for start in tl.range(0, S.M, S.BLOCK, disable_licm=True):
         block, part = at + start * S.N, at + start * S.D
-        x = load_matrix(next_W2 + part, S.BLOCK, S.D) + load_matrix(part_W2 + part, S.BLOCK, S.D)
-        x = matmul(x, pull + block, True, steps + at, False, S.BLOCK, S.N, S.D, S.STEP, PRECISION)
-        x = matmul(x, hidden + block, True, dz2 + at, False, S.BLOCK, S.N, S.D, S.STEP, PRECISION)
-        store_matrix(to_W2 + part, x, S.BLOCK, S.D)
+        w = load_matrix(next_W2 + part, S.BLOCK, S.D) + load_matrix(part_W2 + part, S.BLOCK, S.D)
+        w = matmul(w, pull + block, True, steps + at, False, S.BLOCK, S.N, S.D, S.STEP, PRECISION)
+        w = matmul(w, hidden + block, True, dz2 + at, False, S.BLOCK, S.N, S.D, S.STEP, PRECISION)
+        store_matrix(to_W2 + part, w, S.BLOCK, S.D)
     at = fence(scratch)
     x = layer_product(zeros(S.N, S.D), steps1 + at, next_W1 + at, True, S.D, S, PRECISION)
     x = load_matrix(dkeys + at, S.N, S.D) - load_matrix(dtarget + at, S.N, S.D) - last * x

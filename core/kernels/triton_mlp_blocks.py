@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
 
@@ -58,10 +59,12 @@ class Sizes:
     STEP: int
 
     @classmethod
-    def of(cls, mini_batch: int, d: int, m: int) -> Sizes:
+    def of(cls, mini_batch: int, d: int, m: int, dtype: torch.dtype) -> Sizes:
         N, D, block = padded(mini_batch), padded(d), min(64, padded(m))
         rows = min(N, max(16, 1024 // D))
-        return cls(mini_batch, N, d, D, m, -(-m // block) * block, block, rows, 16)
+        # The three tf32 products that make one of fp32 want twice the registers for operands.
+        step = 16 if dtype == torch.float32 else min(32, N, D)
+        return cls(mini_batch, N, d, D, m, -(-m // block) * block, block, rows, step)
 
     @property
     def tile(self) -> int:
@@ -124,6 +127,20 @@ def fence(scratch):
     """
     tl.debug_barrier()
     return tl.load(scratch).to(tl.int32) * FENCE_STEP
+
+
+@triton.jit
+def anew(pointer, at, ALIGNED: tl.constexpr):
+    """A pointer as it is, but even its sum with a thread's offset has to be formed anew.
+
+    That is more than `pointer + at` does, whose terms the compiler may sum in another order.
+
+    Args:
+        pointer: of fp32; at: from `fence`.
+        ALIGNED: it is divisible by 16 bytes, as scratch is.
+    """
+    pointer = (pointer.to(tl.int64) ^ at.to(tl.int64)).to(tl.pointer_type(tl.float32))
+    return tl.multiple_of(pointer, 16) if ALIGNED else pointer
 
 
 @triton.jit
@@ -214,9 +231,10 @@ def layer_product(
 
 
 @triton.jit
-def keep_causal(x, N: tl.constexpr):
-    """x [N, N] (query, key) with 0 where the key comes after the query."""
-    return tl.where(tl.arange(0, N)[:, None] >= tl.arange(0, N)[None, :], x, 0.0)
+def keep_causal(x, at, N: tl.constexpr):
+    """x [N, N] (query, key) with 0 where the key comes after the query; at: from `fence`."""
+    query, key = tl.arange(0, N) + at, tl.arange(0, N) + at
+    return tl.where(query[:, None] >= key[None, :], x, 0.0)
 
 
 @triton.jit
@@ -272,16 +290,21 @@ def pack_vector(given, start, to, length: tl.constexpr, LENGTH: tl.constexpr, PA
 
 
 @triton.jit
-def pack_state(W1, b1, W2, b2, index, record, S: tl.constexpr, PACK: tl.constexpr):
-    """Write state number `index` of contiguous arrays to a record; if not PACK, the reverse."""
-    to_W1, to_b1, to_W2, to_b2 = record_parts(record, S)
-    W1 += index * (S.d * S.m)
-    W2 += index * (S.d * S.m)
+def pack_state(W1, b1, W2, b2, index, record, at, S: tl.constexpr, PACK: tl.constexpr):
+    """Write state number `index` of contiguous arrays to a record; if not PACK, the reverse.
+
+    at: from the `fence` before.
+    """
+    to_W1, to_b1, to_W2, to_b2 = record_parts(anew(record, at, True), S)
+    W1 = anew(W1, at, False) + index * (S.d * S.m)
+    b1 = anew(b1, at, False) + index * S.m
+    W2 = anew(W2, at, False) + index * (S.d * S.m)
+    b2 = anew(b2, at, False) + index * S.d
     for start in tl.range(0, S.M, S.BLOCK, disable_licm=True):
         pack_matrix(W1, start, to_W1 + start * S.D, S.d, S.m, S.D, S.BLOCK, PACK)
-        pack_vector(b1 + index * S.m, start, to_b1 + start, S.m, S.BLOCK, PACK)
+        pack_vector(b1, start, to_b1 + start, S.m, S.BLOCK, PACK)
     pack_matrix(W2, 0, to_W2, S.m, S.d, S.M, S.D, PACK)
-    pack_vector(b2 + index * S.d, 0, to_b2, S.d, S.D, PACK)
+    pack_vector(b2, 0, to_b2, S.d, S.D, PACK)
 
 
 @triton.jit
@@ -383,11 +406,11 @@ def advance_state(
 
 
 @triton.jit
-def query_scores(queries, keys, scores, coefficient, S: tl.constexpr, PRECISION: tl.constexpr):
-    """Write -c_i (<q_i, k_j> + 1) for j <= i to scores [N, N], else 0."""
+def query_scores(queries, keys, scores, coefficient, at, S: tl.constexpr, PRECISION: tl.constexpr):
+    """Write -c_i (<q_i, k_j> + 1) for j <= i to scores [N, N], else 0; at: from `fence`."""
     products = matmul(zeros(S.N, S.N), queries, False, keys, True, S.N, S.D, S.N, S.STEP, PRECISION)
     products = -load_coefficients(coefficient, S) * (products + 1.0)
-    store_matrix(scores, keep_causal(products, S.N), S.N, S.N)
+    store_matrix(scores, keep_causal(products, at, S.N), S.N, S.N)
 
 
 @triton.jit
@@ -417,10 +440,10 @@ def read_hidden(
 
 
 @triton.jit
-def read_scores(read, hidden, scores, S: tl.constexpr, PRECISION: tl.constexpr):
+def read_scores(read, hidden, scores, at, S: tl.constexpr, PRECISION: tl.constexpr):
     """Write <hidden of q_i, hidden of k_j> + 1 for j <= i to scores [N, N], else 0."""
     products = layer_product(zeros(S.N, S.N), read, hidden, True, S.N, S, PRECISION)
-    store_matrix(scores, keep_causal(products + 1.0, S.N), S.N, S.N)
+    store_matrix(scores, keep_causal(products + 1.0, at, S.N), S.N, S.N)
 
 
 @triton.jit
