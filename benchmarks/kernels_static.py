@@ -93,9 +93,14 @@ def _ttt_table(inner: str) -> str:
     def rows() -> Iterator[list[str]]:
         for layer, (name, dtype) in itertools.product(LAYERS, DTYPES.items()):
             problem = TTTProblem(inner, layer.tokens, layer.heads, layer.d, dtype)
-            for which, launches in plan_ttt(problem).items():
-                for launch in launches:
-                    yield [layer.name, str(layer.d), name, which, *_cells(launch, TARGETS)]
+            plans = {
+                target: plan_ttt(problem, limits.backend == "hip")
+                for target, limits in TARGETS.items()
+            }
+            for which in PASSES:
+                for launches in zip(*(plan[which] for plan in plans.values()), strict=True):
+                    cells = _cells(dict(zip(plans, launches, strict=True)))
+                    yield [layer.name, str(layer.d), name, which, *cells]
 
     return _table(["layer", "d", "dtype", "pass"], TARGETS, rows())
 
@@ -106,8 +111,8 @@ def _norm_table() -> str:
             problem = NormProblem(math.prod(map_.size), map_.channels, dtype)
             for which, launches in plan_norm(problem).items():
                 for launch in launches:
-                    first = [map_.name, str(map_.channels), name, which]
-                    yield [*first, *_cells(launch, TARGETS)]
+                    cells = _cells(dict.fromkeys(TARGETS, launch))
+                    yield [map_.name, str(map_.channels), name, which, *cells]
 
     return _table(["map", "C", "dtype", "pass"], TARGETS, rows())
 
@@ -119,8 +124,14 @@ def _table(first: list[str], targets: Iterable[str], rows: Iterable[list[str]]) 
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def _cells(launch: Launch, targets: Iterable[str]) -> list[str]:
-    return _format(launch, {target: _compile(launch, target) for target in targets})
+def _cells(launches: dict[str, Launch]) -> list[str]:
+    """Of a launch, as it is planned for each target."""
+    reports = {target: _compile(launch, target) for target, launch in launches.items()}
+    cells = _format(next(iter(launches.values())), reports)
+    warps = [str(launch.num_warps) for launch in launches.values()]
+    if len(set(warps)) > 1:
+        cells[1] = cells[1].partition(" x ")[0] + " x " + "/".join(warps)
+    return cells
 
 
 def _compile(launch: Launch, target: str) -> KernelReport | None:

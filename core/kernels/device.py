@@ -28,17 +28,12 @@ def available_backends(device: torch.device | str) -> tuple[str, ...]:
     return backends
 
 
-def fused_backend(inner: str, q: Tensor, coefficient: Tensor) -> str | None:
+def fused_backend(q: Tensor, coefficient: Tensor) -> str | None:
     """The fused backend for these tensors, or None where only PyTorch's operators serve."""
     first = available_backends(q.device)[0]
     if first == "cpu":
         return first
-    # The backward kernels of TTT-MLP are not yet accepted by the compiler.
-    fits = (
-        inner == "linear"
-        and q.shape[-1] <= MAX_TRITON_HEAD_DIM
-        and len(coefficient) <= MAX_TRITON_MINI_BATCH
-    )
+    fits = q.shape[-1] <= MAX_TRITON_HEAD_DIM and len(coefficient) <= MAX_TRITON_MINI_BATCH
     return first if first == "triton" and fits and q.dtype != torch.float64 else None
 
 

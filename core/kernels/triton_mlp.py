@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from tttunet.kernels.contract import OperatorError, Settings
+from tttunet.kernels.contract import ForwardResult, OperatorError, Settings
 from tttunet.kernels.triton_common import dot_precision, rotary_step
 from tttunet.kernels.triton_launch import Launch
 from tttunet.kernels.triton_mlp_blocks import (
@@ -51,29 +51,6 @@ WARPS = 8
 FILLING_SCANS = 128
 #: Most programs of a launch over mini-batches; they take turns, so that their scratch stays small.
 MAX_PROGRAMS = 1024
-
-
-class MLPForward(NamedTuple):
-    """Results of `mlp_forward`.
-
-    Attributes:
-        output: [R, B, H, T, d].
-        W1, b1, W2, b2: final states, [R, B, H, d, m], [R, B, H, m], [R, B, H, m, d], [R, B, H, d].
-        losses: [R, B, H, T].
-        saved_W1, saved_b1, saved_W2, saved_b2: states at the start of the mini-batches 0, save,
-            2 save, ..., [R, B, H, ceil(M / save), ...]; empty if save is 0.
-    """
-
-    output: Tensor
-    W1: Tensor
-    b1: Tensor
-    W2: Tensor
-    b2: Tensor
-    losses: Tensor
-    saved_W1: Tensor  # noqa: N815
-    saved_b1: Tensor
-    saved_W2: Tensor  # noqa: N815
-    saved_b2: Tensor
 
 
 @triton.jit
@@ -278,7 +255,7 @@ def plan_forward(
     norm_bias: Tensor,
     settings: Settings,
     save: int,
-) -> tuple[list[Launch], MLPForward]:
+) -> tuple[list[Launch], ForwardResult]:
     """Launches of the forward pass, not yet run, and the tensors they will fill.
 
     Works with tensors on the meta device. Arguments as of `mlp_forward`.
@@ -366,7 +343,7 @@ def plan_forward(
         + state_bytes * (2 * scans + (0 if single else total))
         + sum(4 * part.numel() for part in saved),
     )
-    result = MLPForward(output, *final, losses, *saved)
+    result = ForwardResult(output, final, losses, saved)
     if single:
         return [scan], result
     read = Launch(
@@ -398,7 +375,7 @@ def mlp_forward(
     norm_bias: Tensor,
     settings: Settings,
     save: int,
-) -> MLPForward:
+) -> ForwardResult:
     """TTT-MLP: output, final state, losses and the states that `mlp_backward` starts from.
 
     Memory beside arguments and results, in floats: with M = ceil(T / K) mini-batches, R B H M

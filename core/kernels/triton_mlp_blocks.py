@@ -60,10 +60,13 @@ class Sizes:
 
     @classmethod
     def of(cls, mini_batch: int, d: int, m: int, dtype: torch.dtype) -> Sizes:
-        N, D, block = padded(mini_batch), padded(d), min(64, padded(m))
+        N, D = padded(mini_batch), padded(d)
         rows = min(N, max(16, 1024 // D))
-        # The three tf32 products that make one of fp32 want twice the registers for operands.
-        step = 16 if dtype == torch.float32 else min(32, N, D)
+        # By trial: what ptxas spills nothing with. The three tf32 products that make one of fp32
+        # want twice the registers for operands.
+        full = dtype == torch.float32
+        block = min(32 if full and D == 32 else 64, padded(m))
+        step = min(32 if D >= 64 and not full else 16, N)
         return cls(mini_batch, N, d, D, m, -(-m // block) * block, block, rows, step)
 
     @property
