@@ -62,10 +62,10 @@ class Sizes:
     def of(cls, mini_batch: int, d: int, m: int, dtype: torch.dtype) -> Sizes:
         N, D = padded(mini_batch), padded(d)
         rows = min(N, max(16, 1024 // D))
-        # By trial: what ptxas spills nothing with. The three tf32 products that make one of fp32
-        # want twice the registers for operands.
+        # By trial: nothing spills with these. The three tf32 products that make one of fp32 want
+        # twice the registers for operands, and products of few different shapes fewer addresses.
         full = dtype == torch.float32
-        block = min(32 if full and D == 32 else 64, padded(m))
+        block = min(32 if D == 32 else 64, padded(m))
         step = min(32 if D >= 64 and not full else 16, N)
         return cls(mini_batch, N, d, D, m, -(-m // block) * block, block, rows, step)
 

@@ -152,6 +152,7 @@ def assert_agree(problem: Problem, save: int, tolerance: float) -> None:
         pytest.param(25, 8, 5, 2, FULL, {"batch": 2}, id="odd d, both directions, save 2"),
         pytest.param(21, 8, 8, 2, GATED, {"batch": 2, "states": 2}, id="a state per sample"),
         pytest.param(18, 8, 8, 3, PLAIN, {"hidden": 70}, id="two blocks of hidden units"),
+        pytest.param(9, 8, 20, 1, GATED, {"hidden": 40}, id="channels padded to 32"),
         pytest.param(7, 8, 8, 2, GATED, {"batch": 2}, id="less than a mini-batch"),
     ],
 )
