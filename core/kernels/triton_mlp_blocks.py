@@ -66,7 +66,7 @@ class Sizes:
         # twice the registers for operands, and products of few different shapes fewer addresses.
         full = dtype == torch.float32
         block = min(32 if D == 32 else 64, padded(m))
-        step = min(32 if D >= 64 and not full else 16, N)
+        step = min(32 if D == 64 and not full else 16, N)
         return cls(mini_batch, N, d, D, m, -(-m // block) * block, block, rows, step)
 
     @property
