@@ -71,8 +71,8 @@ query row instead of one per key, no rotary embedding, gate or token coefficient
 scaled, the output's norm in further launches (two copies, a group norm and an addition; not
 listed), states kept in the dtype of the inputs between kernels, one scan direction, no inner
 losses. Chunks of 16 tokens, its default, in place of mini-batches of 64. It picks among its
-configurations by timing them on the spot; here it is given the one with the least stack, then the
-most resident warps (on sm_90 of those that it offers there). bf16.
+configurations by timing them on the spot; here it is given the one of 4 warps (on sm_90 of 2 where
+it offers no more there) and the fewest stages. bf16.
 """
 
 
@@ -183,7 +183,7 @@ def _fla_sections() -> list[str]:
         for (layer, chunk), name in itertools.product(FLA_PROBLEMS, FLA_OPERATORS):
             for which, kernels in _plan_fla(modules[name], name, layer, chunk).items():
                 for choices in kernels:
-                    reports = {target: _best(choices, target) for target in FLA_TARGETS}
+                    reports = {target: _typical(choices, target) for target in FLA_TARGETS}
                     cells = _format(choices[0], reports)
                     warps = "/".join(str(r.num_warps) if r else "-" for r in reports.values())
                     cells[1] = cells[1].partition(" x ")[0] + f" x {warps}"
@@ -267,14 +267,12 @@ class _Recorder:
         return note
 
 
-def _best(choices: list[Launch], target: str) -> KernelReport | None:
-    """The configuration with the least stack, then the most resident warps."""
+def _typical(choices: list[Launch], target: str) -> KernelReport | None:
+    """The configuration of 4 warps, or nearly so many, and the fewest stages."""
     # fla offers fewer warps on Hopper where the kernel would otherwise be wrong or slow.
     hopper = target == "sm_90" and choices[0].name == "fused_chunk_ttt_linear_bwd_kernel_dh"
     allowed = [launch for launch in choices if launch.num_warps <= 2 or not hopper]
-    reports = [r for r in (_compile(launch, target) for launch in allowed) if r]
-    fitting = [r for r in reports if r.shared <= TARGETS[target].shared_limit]
-    return min(fitting, key=lambda r: (r.stack, -r.occupancy * r.num_warps), default=None)
+    return _compile(min(allowed, key=lambda x: (abs(x.num_warps - 4), x.num_stages)), target)
 
 
 if __name__ == "__main__":
