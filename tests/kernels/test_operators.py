@@ -177,7 +177,10 @@ def test_triton_runs_what_it_can_take_on_gpus():
         # Tensors of a GPU without one: shapes, dtypes and a device, no memory.
         with FakeTensorMode():
             q = torch.empty(1, 2, 100, d, dtype=dtype, device="cuda")
-            return fused_backend(q, torch.empty(mini_batch, device="cuda"))
+            coefficient = torch.empty(mini_batch, device="cuda")
+            linear, mlp = (fused_backend(inner, q, coefficient) for inner in ("linear", "mlp"))
+        assert linear == mlp
+        return linear
 
     assert choice(128, 64) == "triton"
     assert choice(129, 64) is None

@@ -35,7 +35,13 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 #: (kernel, d, dtype, target) -> bytes. A test fails if one grows, and if one is gone: take it out.
 STACK: dict[tuple[str, int, str, str], int] = {}
 #: The same at head dimension 128 in bf16: (kernel, target) -> bytes.
-STACK_128: dict[tuple[str, str], int] = {}
+STACK_128: dict[tuple[str, str], int] = {
+    ("ttt_linear_read_backward", "sm_80"): 8,
+    ("ttt_linear_scan_backward", "sm_80"): 64,
+    ("ttt_linear_scan_backward", "sm_90"): 24,
+    ("ttt_mlp_read_out_backward", "sm_80"): 16,
+    ("ttt_mlp_scan_backward", "sm_80"): 32,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,6 +74,12 @@ def check_ttt(inner: str, d: int, dtype: str, target: str, tokens: int = 4096, *
             assert_resources(launch, report, d, dtype)
 
 
+#: `fused_backend` does not choose it there.
+NOT_COMPILED = pytest.mark.xfail(
+    reason="Triton 3.7 fails on TTT-MLP's backward at d <= 16 for sm_100", strict=False
+)
+
+
 def cases() -> list:
     """(inner, d, dtype, target); a few of them in the fast tests."""
     combinations = [(d, dtype) for d in (8, 32, 64) for dtype in ("bf16", "fp32")]
@@ -77,7 +89,8 @@ def cases() -> list:
         pytest.param(
             *case,
             id="-".join(map(str, case)),
-            marks=[pytest.mark.slow] * (case not in fast),
+            marks=[pytest.mark.slow] * (case not in fast)
+            + [NOT_COMPILED] * ((inner, d, target) == ("mlp", 8, "sm_100")),
         )
         for inner in ("linear", "mlp")
         for target in TARGETS
