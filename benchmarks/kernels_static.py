@@ -5,7 +5,7 @@ four targets, bytes and operations counted from the extents, and the floor that 
 GPUs' data sheets; beside it flash-linear-attention's kernels for TTT-Linear (`pip install
 fla-core einops`) compiled the same way. Nothing is timed here.
 
-Takes about half an hour of compilation on one core; a second run takes Triton's cache.
+Takes about an hour of compilation on one core; a second run takes Triton's cache.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ TABLE = Path(__file__).with_suffix(".md")
 
 
 FLA_TARGETS = ("sm_80", "sm_90")
-#: Extents and chunk size (tokens per inner step; 16 is fla's default).
-FLA_PROBLEMS = ((LAYERS[2], 64), (LAYERS[3], 64), (LAYERS[3], 16))
+#: Extents and chunk size: tokens per inner step, as many as fla takes by default.
+FLA_PROBLEMS = ((LAYERS[3], 16),)
 #: Products with a d x d matrix and products over a chunk's tokens in each of fla's kernels.
 FLA_PRODUCTS = {
     "chunk_ttt_linear_fwd_kernel_h": (2, 0),
@@ -70,32 +70,40 @@ A different algorithm, so a comparison of resources and not of equal work: a lea
 query row instead of one per key, no rotary embedding, gate or token coefficients in the kernels, q
 scaled, the output's norm in further launches (two copies, a group norm and an addition; not
 listed), states kept in the dtype of the inputs between kernels, one scan direction, no inner
-losses. Chunks of 16 tokens are its default. It picks among its configurations by timing them on
-the spot; here it is given the one with the least stack, then the most resident warps (on sm_90 of
-those that it offers there). bf16.
+losses. Chunks of 16 tokens, its default, in place of mini-batches of 64. It picks among its
+configurations by timing them on the spot; here it is given the one of 4 warps (on sm_90 of 2 where
+it offers no more there) and the fewest stages. bf16.
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=TABLE)
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=DTYPES, default=[*DTYPES], help="of the TTT kernels"
+    )
     options = parser.parse_args()
     sections = [INTRODUCTION.format(triton=triton.__version__)]
     for inner, title in (("linear", "TTT-Linear"), ("mlp", "TTT-MLP, 4 d hidden units")):
-        sections += [f"## {title}\n", _ttt_table(inner)]
+        sections += [f"## {title}\n", _ttt_table(inner, options.dtypes)]
     sections += ["## InstanceNorm + residual add + LeakyReLU, channels-last\n", _norm_table()]
     sections += _fla_sections()
     options.output.write_text("\n".join(sections))
     print(f"wrote {options.output}")
 
 
-def _ttt_table(inner: str) -> str:
+def _ttt_table(inner: str, dtypes: list[str]) -> str:
     def rows() -> Iterator[list[str]]:
-        for layer, (name, dtype) in itertools.product(LAYERS, DTYPES.items()):
-            problem = TTTProblem(inner, layer.tokens, layer.heads, layer.d, dtype)
-            for which, launches in plan_ttt(problem).items():
-                for launch in launches:
-                    yield [layer.name, str(layer.d), name, which, *_cells(launch, TARGETS)]
+        for layer, name in itertools.product(LAYERS, dtypes):
+            problem = TTTProblem(inner, layer.tokens, layer.heads, layer.d, DTYPES[name])
+            plans = {
+                target: plan_ttt(problem, limits.backend == "hip")
+                for target, limits in TARGETS.items()
+            }
+            for which in PASSES:
+                for launches in zip(*(plan[which] for plan in plans.values()), strict=True):
+                    cells = _cells(dict(zip(plans, launches, strict=True)))
+                    yield [layer.name, str(layer.d), name, which, *cells]
 
     return _table(["layer", "d", "dtype", "pass"], TARGETS, rows())
 
@@ -106,8 +114,8 @@ def _norm_table() -> str:
             problem = NormProblem(math.prod(map_.size), map_.channels, dtype)
             for which, launches in plan_norm(problem).items():
                 for launch in launches:
-                    first = [map_.name, str(map_.channels), name, which]
-                    yield [*first, *_cells(launch, TARGETS)]
+                    cells = _cells(dict.fromkeys(TARGETS, launch))
+                    yield [map_.name, str(map_.channels), name, which, *cells]
 
     return _table(["map", "C", "dtype", "pass"], TARGETS, rows())
 
@@ -119,8 +127,14 @@ def _table(first: list[str], targets: Iterable[str], rows: Iterable[list[str]]) 
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def _cells(launch: Launch, targets: Iterable[str]) -> list[str]:
-    return _format(launch, {target: _compile(launch, target) for target in targets})
+def _cells(launches: dict[str, Launch]) -> list[str]:
+    """Of a launch, as it is planned for each target."""
+    reports = {target: _compile(launch, target) for target, launch in launches.items()}
+    cells = _format(next(iter(launches.values())), reports)
+    warps = [str(launch.num_warps) for launch in launches.values()]
+    if len(set(warps)) > 1:
+        cells[1] = cells[1].partition(" x ")[0] + " x " + "/".join(warps)
+    return cells
 
 
 def _compile(launch: Launch, target: str) -> KernelReport | None:
@@ -169,7 +183,7 @@ def _fla_sections() -> list[str]:
         for (layer, chunk), name in itertools.product(FLA_PROBLEMS, FLA_OPERATORS):
             for which, kernels in _plan_fla(modules[name], name, layer, chunk).items():
                 for choices in kernels:
-                    reports = {target: _best(choices, target) for target in FLA_TARGETS}
+                    reports = {target: _typical(choices, target) for target in FLA_TARGETS}
                     cells = _format(choices[0], reports)
                     warps = "/".join(str(r.num_warps) if r else "-" for r in reports.values())
                     cells[1] = cells[1].partition(" x ")[0] + f" x {warps}"
@@ -253,14 +267,12 @@ class _Recorder:
         return note
 
 
-def _best(choices: list[Launch], target: str) -> KernelReport | None:
-    """The configuration with the least stack, then the most resident warps."""
+def _typical(choices: list[Launch], target: str) -> KernelReport | None:
+    """The configuration of 4 warps, or nearly so many, and the fewest stages."""
     # fla offers fewer warps on Hopper where the kernel would otherwise be wrong or slow.
     hopper = target == "sm_90" and choices[0].name == "fused_chunk_ttt_linear_bwd_kernel_dh"
     allowed = [launch for launch in choices if launch.num_warps <= 2 or not hopper]
-    reports = [r for r in (_compile(launch, target) for launch in allowed) if r]
-    fitting = [r for r in reports if r.shared <= TARGETS[target].shared_limit]
-    return min(fitting, key=lambda r: (r.stack, -r.occupancy * r.num_warps), default=None)
+    return _compile(min(allowed, key=lambda x: (abs(x.num_warps - 4), x.num_stages)), target)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,25 @@ class TTTResult(NamedTuple):
     losses: Tensor
 
 
+class ForwardResult(NamedTuple):
+    """What the forward pass of a fused backend returns, of TTT-Linear or TTT-MLP.
+
+    fp32, or fp64 for fp64 arguments; R is the number of directions.
+
+    Attributes:
+        output: [R, batch, heads, tokens, d].
+        state: the parts of the final state, [R, batch, heads, ...] each.
+        losses: inner loss of every token before its mini-batch's step, [R, batch, heads, tokens].
+        saved: the parts of the states at the start of the mini-batches 0, save, 2 save, ...,
+            [R, batch, heads, ceil(mini-batches / save), ...]; without elements if `save` is 0.
+    """
+
+    output: Tensor
+    state: tuple[Tensor, ...]
+    losses: Tensor
+    saved: tuple[Tensor, ...]
+
+
 @dataclass(frozen=True)
 class Settings:
     """The scalar arguments of a TTT operator.

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tttunet.kernels import cpu_passes
-from tttunet.kernels.contract import Settings
+from tttunet.kernels.contract import ForwardResult, Settings
 from tttunet.kernels.cpu_common import (
     Curvature,
     NormGradient,
@@ -27,25 +26,6 @@ from tttunet.kernels.cpu_common import (
     update_gradient,
 )
 from tttunet.kernels.cpu_tokens import Problem, Span, one_thread
-
-
-class LinearForward(NamedTuple):
-    """Result of `linear_forward`: R directions, all fp32, or fp64 for fp64 arguments.
-
-    Attributes:
-        output: [R, batch, heads, tokens, d].
-        W, b: the final state, [R, batch, heads, d, d] and [R, batch, heads, d].
-        losses: inner loss of every token before its mini-batch's step, [R, batch, heads, tokens].
-        saved_W, saved_b: states at the start of every `save`-th mini-batch, along an axis in
-            front of those of W and b; without elements if `save` is 0.
-    """
-
-    output: Tensor
-    W: Tensor
-    b: Tensor
-    losses: Tensor
-    saved_W: Tensor  # noqa: N815
-    saved_b: Tensor
 
 
 class _Segment:
@@ -197,7 +177,7 @@ def linear_forward(
     norm_bias: Tensor,
     settings: Settings,
     save: int,
-) -> LinearForward:
+) -> ForwardResult:
     """TTT-Linear.
 
     Memory beside the results: one segment, which does not grow with the number of tokens. The
@@ -219,7 +199,7 @@ def linear_forward(
     output, final, losses, saved = cpu_passes.forward(
         problem, limit, make, (q, k, v, lr), (W, b), save
     )
-    return LinearForward._make((output, *final, losses, *saved))
+    return ForwardResult(output, tuple(final), losses, tuple(saved))
 
 
 @torch.no_grad()

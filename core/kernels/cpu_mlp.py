@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tttunet.kernels import cpu_passes
-from tttunet.kernels.contract import Settings
+from tttunet.kernels.contract import ForwardResult, Settings
 from tttunet.kernels.cpu_common import (
     Curvature,
     NormGradient,
@@ -34,30 +33,6 @@ from tttunet.kernels.reference import GELU_CUBIC, SQRT_2_OVER_PI
 
 _gelu = torch.ops.aten.gelu.out
 _gelu_backward = torch.ops.aten.gelu_backward.grad_input
-
-
-class MLPForward(NamedTuple):
-    """Result of `mlp_forward`: R directions, all fp32, or fp64 for fp64 arguments.
-
-    Attributes:
-        output: [R, batch, heads, tokens, d].
-        W1, b1, W2, b2: the final state, [R, batch, heads, d, m], [R, batch, heads, m],
-            [R, batch, heads, m, d] and [R, batch, heads, d].
-        losses: inner loss of every token before its mini-batch's step, [R, batch, heads, tokens].
-        saved_W1, saved_b1, saved_W2, saved_b2: states at the start of every `save`-th
-            mini-batch, along an axis in front of theirs; without elements if `save` is 0.
-    """
-
-    output: Tensor
-    W1: Tensor
-    b1: Tensor
-    W2: Tensor
-    b2: Tensor
-    losses: Tensor
-    saved_W1: Tensor  # noqa: N815
-    saved_b1: Tensor
-    saved_W2: Tensor  # noqa: N815
-    saved_b2: Tensor
 
 
 class _Segment:
@@ -264,7 +239,7 @@ def mlp_forward(
     norm_bias: Tensor,
     settings: Settings,
     save: int,
-) -> MLPForward:
+) -> ForwardResult:
     """TTT-MLP.
 
     Memory beside the results: one segment, which does not grow with the number of tokens. The
@@ -282,7 +257,7 @@ def mlp_forward(
     output, final, losses, saved = cpu_passes.forward(
         problem, limit, make, (q, k, v, lr), (W1, b1, W2, b2), save
     )
-    return MLPForward._make((output, *final, losses, *saved))
+    return ForwardResult(output, tuple(final), losses, tuple(saved))
 
 
 @torch.no_grad()

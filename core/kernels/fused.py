@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tttunet.kernels.contract import Settings, TTTResult
+from tttunet.kernels.contract import ForwardResult, Settings, TTTResult
 
 #: Modules of the backends: forward and backward of each inner model.
 _MODULES = {
@@ -63,7 +63,7 @@ def run(
     differentiated = torch.is_grad_enabled() and any(
         x.requires_grad for x in (q, k, v, *small, *parts)
     )
-    save = _save_interval(parts, q.shape[-1], len(coefficient)) if differentiated else 0
+    save = save_interval(parts, q.shape[-1], len(coefficient)) if differentiated else 0
     output, final, losses, _ = _forward(
         q,
         k,
@@ -86,7 +86,7 @@ def run(
     return TTTResult(output[0], tuple(part[0] for part in final), losses[0])
 
 
-def _save_interval(state: Sequence[Tensor], d: int, mini_batch: int) -> int:
+def save_interval(state: Sequence[Tensor], d: int, mini_batch: int) -> int:
     """Mini-batches between saved states, so that these take no more memory than q, k and v."""
     elements = sum(math.prod(part.shape[2:]) for part in state)
     return max(1, math.ceil(elements / (3 * mini_batch * d)))
@@ -118,11 +118,10 @@ def _forward(
     settings = Settings(eps, base_lr, rope_theta, bidirectional)
     function = _function(backend, inner, "forward")
     with no_autocast(q.device.type):
-        output, *rest = function(
+        result: ForwardResult = function(
             q, k, v, lr, coefficient, *state, norm_weight, norm_bias, settings, save
         )
-    n = len(state)
-    return output, rest[:n], rest[n], rest[n + 1 :]
+    return result.output, list(result.state), result.losses, list(result.saved)
 
 
 @_forward.register_fake

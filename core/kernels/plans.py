@@ -39,17 +39,21 @@ class TTTProblem:
     bidirectional: bool = False
 
 
-def plan_ttt(problem: TTTProblem) -> dict[str, list[Launch]]:
+def plan_ttt(problem: TTTProblem, hip: bool = False) -> dict[str, list[Launch]]:
     """Launches of both passes, with rotary embedding and gated rates as in the TTT layer.
 
     The forward pass is that of training: it saves the states that the backward pass wants, at
     the interval that the operator chooses.
 
+    Args:
+        problem: extents.
+        hip: plan for an AMD GPU, not for one of NVIDIA's.
+
     Returns:
         Launches by pass, see `PASSES`.
     """
     # Imported here: planning needs Triton, the names of this module do not.
-    from tttunet.kernels.fused import _save_interval
+    from tttunet.kernels.fused import save_interval
 
     settings = Settings(base_lr=1.0, rope_theta=10000.0, bidirectional=problem.bidirectional)
     heads, d = problem.heads, problem.d
@@ -63,16 +67,16 @@ def plan_ttt(problem: TTTProblem) -> dict[str, list[Launch]]:
     coefficient = _meta(problem.mini_batch)
     state = [_meta(1, heads, *shape) for shape in shapes]
     norm = [_meta(heads, d), _meta(heads, d)]
-    save = _save_interval(state, d, problem.mini_batch)
-    tokens = (q, k, v, lr, coefficient)
+    save = save_interval(state, d, problem.mini_batch)
+    given = (q, k, v, lr, coefficient, *state, *norm)
+    # TTT-MLP is launched alike everywhere.
+    options = {"hip": hip} if problem.inner == "linear" else {}
 
     module = import_module(f"tttunet.kernels.triton_{problem.inner}")
-    forward, result = module.plan_forward(*tokens, *state, *norm, settings, save)
-    output, *final = result[: 1 + len(state)]
-    saved = result[2 + len(state) :]
+    forward, result = module.plan_forward(*given, settings, save, **options)
     module = import_module(f"tttunet.kernels.triton_{problem.inner}_backward")
     backward, _ = module.plan_backward(
-        output, *final, *tokens, *state, *norm, *saved, settings, save
+        result.output, *result.state, *given, *result.saved, settings, save, **options
     )
     return {"forward": forward, "backward": backward}
 

@@ -170,7 +170,7 @@ def compile_launch(launch: Launch, target: str) -> KernelReport:
             attrs=typed.attributes,
         ),
         target=GPUTarget(limits.backend, limits.arch, limits.warp_size),
-        options={"num_warps": launch.num_warps, "num_stages": launch.num_stages},
+        options=launch.options(limits.backend),
     )
     metadata = compiled.metadata
     if limits.backend == "hip":

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tttunet.kernels.contract import OperatorError, Settings
+from tttunet.kernels.contract import ForwardResult, OperatorError, Settings
 from tttunet.kernels.triton_common import dot_precision, padded, rotary_step, runs_on_hip
 from tttunet.kernels.triton_launch import Launch
 from tttunet.kernels.triton_linear_kernels import read_kernel, scan_kernel
@@ -29,25 +29,6 @@ from tttunet.kernels.triton_linear_kernels import read_kernel, scan_kernel
 MAX_HEAD_DIM = 128
 MAX_MINI_BATCH = 64
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-class LinearForward(NamedTuple):
-    """Results of `linear_forward`; R directions, M mini-batches.
-
-    Attributes:
-        output: [R, B, H, T, d].
-        W, b: final state, [R, B, H, d, d] and [R, B, H, d].
-        losses: [R, B, H, T].
-        saved_W, saved_b: states at the start of mini-batches 0, save, 2 save, ...,
-            [R, B, H, ceil(M / save), ...]; empty with save = 0.
-    """
-
-    output: Tensor
-    W: Tensor
-    b: Tensor
-    losses: Tensor
-    saved_W: Tensor  # noqa: N815
-    saved_b: Tensor
 
 
 class Sizes(NamedTuple):
@@ -111,12 +92,16 @@ def common_constants(q: Tensor, size: Sizes, settings: Settings) -> dict[str, An
     }
 
 
-def tiling(size: Sizes, block: int, hip: bool) -> tuple[int, int]:
-    """Tokens of a block, at most `block`, and warps of a program.
+def count_warps(d: int, hip: bool, at_16: int, at_32: int) -> int:
+    """Warps of a program, by trial such that nothing spills; AMD's have 64 lanes.
 
-    Chosen so that nothing spills: AMD's warps have 64 lanes, with twice as many registers each.
+    For small tiles ptxas now and then spills a few bytes for the sake of occupancy: hence the
+    exceptions.
+
+    Args:
+        at_16, at_32: for head dimensions padded to 16 and 32.
     """
-    return min(block, padded(size.K)), 4 if hip or padded(size.d) <= 32 else 8
+    return 4 if hip else {16: at_16, 32: at_32}.get(padded(d), 8)
 
 
 def bind(kernel: Any, available: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +122,7 @@ def plan_forward(
     settings: Settings,
     save: int,
     hip: bool | None = None,
-) -> tuple[list[Launch], LinearForward]:
+) -> tuple[list[Launch], ForwardResult]:
     """The launches of `linear_forward` (same arguments) and the tensors that they fill.
 
     hip: plan for an AMD GPU; None: for what this PyTorch is made for.
@@ -146,36 +131,36 @@ def plan_forward(
     R, B, H, T, d, K, M = size
     hip = runs_on_hip() if hip is None else hip
     # The three products that "tf32x3" makes of one want twice the registers for operands.
-    wide = padded(d) * (2 if q.dtype == torch.float32 else 1) > 64
-    block, warps = tiling(size, 16 if wide or (hip and d > 32) else 32, hip)
+    full = q.dtype == torch.float32
+    wide = padded(d) * (2 if full else 1) > 64
+    block = min(16 if wide or (hip and d > 32) else 32, padded(K))
 
     def new(*shape: int) -> Tensor:
         return W.new_empty(R, B, H, *shape)
 
     saves = -(-M // save) if save else 0
-    result = LinearForward(
+    result = ForwardResult(
         output=new(T, d),
-        W=new(d, d),
-        b=new(d),
+        state=(new(d, d), new(d)),
         losses=new(T),
-        saved_W=new(saves, d, d) if save else W.new_empty(0),
-        saved_b=new(saves, d) if save else W.new_empty(0),
+        saved=(new(saves, d, d), new(saves, d)) if save else (W.new_empty(0), W.new_empty(0)),
     )
+    saved_W, saved_b = result.saved
     available: dict[str, Any] = {
         **common_arguments(q, k, v, W, size, settings),
         **{"q": q, "k": k, "v": v, "lr": lr, "coefficient": coefficient, "W": W, "b": b},
         **{"norm_weight": norm_weight, "norm_bias": norm_bias},
         **{"output": result.output, "losses": result.losses},
-        **{"final_W": result.W, "final_b": result.b},
-        **{"saved_W": result.saved_W, "saved_b": result.saved_b},
+        **{"final_W": result.state[0], "final_b": result.state[1]},
+        **{"saved_W": saved_W, "saved_b": saved_b},
     }
     constants = common_constants(q, size, settings) | {"BLOCK": block}
     rows, states = R * B * H * T, 4 * R * B * H * M * (d * d + d)
     launches = []
     if M > 1:
         own = save != 1
-        available["states_W"] = states_W = new(M, d, d) if own else result.saved_W
-        available["states_b"] = states_b = new(M, d) if own else result.saved_b
+        available["states_W"] = states_W = new(M, d, d) if own else saved_W
+        available["states_b"] = states_b = new(M, d) if own else saved_b
         launches.append(
             Launch(
                 name="ttt_linear_scan",
@@ -183,7 +168,7 @@ def plan_forward(
                 grid=(R * B * H,),
                 arguments=bind(scan_kernel, available),
                 constants=constants | {"SAVE": save if own else 0},
-                num_warps=warps,
+                num_warps=count_warps(d, hip, at_16=4 if full else 2, at_32=8),
                 num_stages=1,
                 flops=4 * rows * d * d,
                 traffic=rows * (2 * d * q.element_size() + 4) + states,
@@ -198,7 +183,7 @@ def plan_forward(
             arguments=bind(read_kernel, available),
             constants=constants
             | {"SINGLE": M == 1, "SAVE": bool(save), "REREAD": padded(d) > 64 and not hip},
-            num_warps=warps,
+            num_warps=count_warps(d, hip, at_16=4, at_32=4 if d == 32 else 8),
             num_stages=1,
             flops=4 * rows * d * (d + min(K, T)) + (4 * rows * d * d if M == 1 else 0),
             traffic=rows * (d * (3 * q.element_size() + 4) + 8) + states,
@@ -219,7 +204,7 @@ def linear_forward(
     norm_bias: Tensor,
     settings: Settings,
     save: int,
-) -> LinearForward:
+) -> ForwardResult:
     """TTT-Linear: rotation, learning rate, inner loop and read-out in at most two launches.
 
     Args:

@@ -30,7 +30,13 @@ from torch import Tensor
 from tttunet.kernels.contract import Settings
 from tttunet.kernels.triton_common import padded, runs_on_hip
 from tttunet.kernels.triton_launch import Launch
-from tttunet.kernels.triton_linear import bind, common_arguments, common_constants, sizes, tiling
+from tttunet.kernels.triton_linear import (
+    bind,
+    common_arguments,
+    common_constants,
+    count_warps,
+    sizes,
+)
 from tttunet.kernels.triton_linear_backward_kernels import (
     read_backward_kernel,
     scan_backward_kernel,
@@ -78,7 +84,8 @@ def plan_backward(
     """
     size = sizes(q, coefficient, settings)
     R, B, H, T, d, K, M = size
-    block, warps = tiling(size, 16, runs_on_hip() if hip is None else hip)
+    hip = runs_on_hip() if hip is None else hip
+    warps = count_warps(d, hip, at_16=2 if q.dtype == torch.float32 else 4, at_32=4)
     if grad_output.stride(-1) != 1:
         grad_output = grad_output.contiguous()
 
@@ -118,7 +125,7 @@ def plan_backward(
         "rows_coefficient": gradients.coefficient,
     }
     constants = common_constants(q, size, settings)
-    constants |= {"BLOCK": block, "REREAD": padded(d) > 32}
+    constants |= {"BLOCK": 16, "REREAD": padded(d) > 32}
     rows, states = R * B * H * T, 4 * R * B * H * M * (d * d + d)
     given, returned = q.element_size(), gradients.q.element_size()
     read = Launch(

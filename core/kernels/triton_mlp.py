@@ -10,31 +10,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from tttunet.kernels.contract import OperatorError, Settings
+from tttunet.kernels.contract import ForwardResult, OperatorError, Settings
 from tttunet.kernels.triton_common import dot_precision, rotary_step
 from tttunet.kernels.triton_launch import Launch
 from tttunet.kernels.triton_mlp_blocks import (
+    FENCE_STEP,
     Sizes,
     advance_state,
+    fence,
     hidden_layer,
     hidden_output,
     hidden_steps,
     inner_steps,
     locate_scan,
+    open_scratch,
     pack_state,
+    query_scores,
     read_hidden,
     read_output,
+    read_scores,
     store_matrix,
     store_output,
     store_rotated,
-    unpack_state,
     zeros,
 )
 
@@ -49,58 +53,43 @@ FILLING_SCANS = 128
 MAX_PROGRAMS = 1024
 
 
-class MLPForward(NamedTuple):
-    """Results of `mlp_forward`.
-
-    Attributes:
-        output: [R, B, H, T, d].
-        W1, b1, W2, b2: final states, [R, B, H, d, m], [R, B, H, m], [R, B, H, m, d], [R, B, H, d].
-        losses: [R, B, H, T].
-        saved_W1, saved_b1, saved_W2, saved_b2: states at the start of the mini-batches 0, save,
-            2 save, ..., [R, B, H, ceil(M / save), ...]; empty if save is 0.
-    """
-
-    output: Tensor
-    W1: Tensor
-    b1: Tensor
-    W2: Tensor
-    b2: Tensor
-    losses: Tensor
-    saved_W1: Tensor  # noqa: N815
-    saved_b1: Tensor
-    saved_W2: Tensor  # noqa: N815
-    saved_b2: Tensor
-
-
 @triton.jit
 def read_mini_batch(
-    q, q_token, output, keys, hidden, steps1, scratch, coefficient, norm_weight, norm_bias, eps,
-    state, scan, tokens, sequences, index, rope_step,
+    q, q_token, output, keys, scratch, coefficient, norm_weight, norm_bias, eps, state,
+    scan, tokens, sequences, index, rope_step,
     S: tl.constexpr, ROTARY: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Output of a mini-batch.
 
     Args:
-        keys: the tiles k and l dloss/dz2; hidden, steps1: layers; scratch: a layer, two tiles and
-            two matrices of scores to work in; norm_weight, norm_bias: of the head; state: a record.
+        keys: the tiles k and l dloss/dz2; scratch: of the program, with the layers hidden, (any)
+            and l dloss/dz1; norm_weight, norm_bias: of the head; state: a record.
     """
-    queries = scratch + S.layer
-    outputs = queries + S.tile
-    scores = outputs + S.tile
+    hidden = scratch + FENCE_STEP
+    steps1, read = hidden + 2 * S.layer, hidden + 3 * S.layer
+    queries = read + S.layer
+    outputs, scores = queries + S.tile, queries + 2 * S.tile
     hidden_scores = scores + S.scores
-    steps = keys + S.tile
     store_rotated(q, q_token, queries, scan, tokens, sequences, index, rope_step, S, ROTARY)
-    tl.debug_barrier()
+    at = fence(scratch)
+    query_scores(queries + at, keys + at, scores + at, coefficient, at, S, PRECISION)
+    at = fence(scratch)
     read_hidden(
-        queries, keys, steps1, scores, coefficient, state, scratch, scratch, S, False, PRECISION
-    )
-    tl.debug_barrier()
-    z = read_output(scratch, hidden, steps, hidden_scores, coefficient, state, S, PRECISION)
-    store_matrix(outputs, z, S.N, S.D)
-    tl.debug_barrier()
+        queries + at, scores + at, steps1 + at, state + at, read + at, read + at,
+        S, False, PRECISION,
+    )  # fmt: skip
+    at = fence(scratch)
+    read_scores(read + at, hidden + at, hidden_scores + at, at, S, PRECISION)
+    at = fence(scratch)
+    read_output(
+        read + at, hidden_scores + at, keys + S.tile + at, coefficient, state + at, outputs + at,
+        S, PRECISION,
+    )  # fmt: skip
+    at = fence(scratch)
     store_output(
-        outputs, queries, output, norm_weight, norm_bias, eps, scan, tokens, sequences, index, S
-    )
+        outputs + at, queries + at, output, norm_weight, norm_bias, eps,
+        scan, tokens, sequences, index, S,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -128,17 +117,17 @@ def scan_kernel(
     losses += place * tokens
     norm_weight += head * S.d
     norm_bias += head * S.d
-    hidden = scratch + place * (4 * S.layer + 2 * S.tile + 2 * S.scores)
-    slope, steps1 = hidden + S.layer, hidden + 2 * S.layer
-    work = hidden + 3 * S.layer
-    outputs = work + S.layer
+    scratch += place * (FENCE_STEP + 4 * S.layer + 2 * S.tile + 2 * S.scores)
+    hidden = scratch + FENCE_STEP
+    slope, steps1, outputs = hidden + S.layer, hidden + 2 * S.layer, hidden + 4 * S.layer
+    open_scratch(scratch)
     # With READ two records of states and one mini-batch of tokens are enough.
     states += place * (2 if READ else mini_batches + 1) * S.record
     keys_steps += place * (1 if READ else mini_batches) * (2 * S.tile)
-    pack_state(W1, b1, W2, b2, sample * own_state * heads + head, states, S)
-    state = states
+    at = fence(scratch)
+    pack_state(W1, b1, W2, b2, sample * own_state * heads + head, states, at, S, True)
     for index in tl.range(0, mini_batches, disable_licm=True):
-        tl.debug_barrier()
+        at = fence(scratch)
         if READ:
             keys, state = keys_steps, states + index % 2 * S.record
             to = states + (index + 1) % 2 * S.record
@@ -150,34 +139,37 @@ def scan_kernel(
         if SAVE > 0:  # noqa: SIM102 (the modulus must not be 0)
             if index % SAVE == 0:
                 number = place * tl.cdiv(mini_batches, SAVE) + index // SAVE
-                unpack_state(state, saved_W1, saved_b1, saved_W2, saved_b2, number, S)
-        store_rotated(k, k_token, keys, scan, tokens, sequences, index, rope_step, S, ROTARY)
-        tl.debug_barrier()
-        hidden_layer(keys, state, hidden, slope, S, PRECISION)
-        tl.debug_barrier()
-        z2 = hidden_output(hidden, state, zeros(S.N, S.D), S, PRECISION)
-        store_matrix(outputs, z2, S.N, S.D)
-        tl.debug_barrier()
+                pack_state(saved_W1, saved_b1, saved_W2, saved_b2, number, state, at, S, False)
+        store_rotated(k, k_token, keys + at, scan, tokens, sequences, index, rope_step, S, ROTARY)
+        at = fence(scratch)
+        hidden_layer(keys + at, state + at, hidden + at, slope + at, S, PRECISION)
+        at = fence(scratch)
+        z2 = hidden_output(hidden + at, state + at, zeros(S.N, S.D), S, PRECISION)
+        store_matrix(outputs + at, z2, S.N, S.D)
+        at = fence(scratch)
         inner_steps(
-            v, v_token, lr, keys, outputs, steps, losses, norm_weight, norm_bias, eps, scale,
-            scan, tokens, sequences, index, S, GATED, True,
+            v, v_token, lr, keys + at, outputs + at, steps + at, losses,
+            norm_weight, norm_bias, eps, scale, scan, tokens, sequences, index, S, GATED, True,
         )  # fmt: skip
-        tl.debug_barrier()
-        hidden_steps(steps, state, slope, steps1, S, PRECISION)
-        tl.debug_barrier()
+        at = fence(scratch)
+        hidden_steps(steps + at, state + at, slope + at, steps1 + at, S, PRECISION)
+        at = fence(scratch)
         last = tl.load(coefficient + tl.minimum(S.K, tokens - index * S.K) - 1)
-        advance_state(keys, steps, hidden, steps1, last, state, to, S, PRECISION)
+        advance_state(
+            keys + at, steps + at, hidden + at, steps1 + at, last, state + at, to + at,
+            S, PRECISION,
+        )  # fmt: skip
         if READ:
             read_mini_batch(
-                q, q_token, output + place * tokens * S.d, keys, hidden, steps1, work,
-                coefficient, norm_weight, norm_bias, eps, state, scan, tokens, sequences, index,
-                rope_step, S, ROTARY, PRECISION,
+                q, q_token, output + place * tokens * S.d, keys, scratch, coefficient,
+                norm_weight, norm_bias, eps, state, scan, tokens, sequences, index, rope_step,
+                S, ROTARY, PRECISION,
             )  # fmt: skip
-    tl.debug_barrier()
+    at = fence(scratch)
     end = mini_batches % 2 if READ else mini_batches
-    unpack_state(
-        states + tl.cast(end, tl.int64) * S.record,
-        final_W1, final_b1, final_W2, final_b2, place, S,
+    pack_state(
+        final_W1, final_b1, final_W2, final_b2, place,
+        states + tl.cast(end, tl.int64) * S.record, at, S, False,
     )  # fmt: skip
 
 
@@ -190,23 +182,24 @@ def read_out_kernel(
     """Output of the mini-batches program, program + programs, ... of all scans, total in all."""
     program = tl.program_id(0)
     mini_batches = tl.cdiv(tokens, S.K)
-    hidden = scratch + program.to(tl.int64) * (4 * S.layer + 2 * S.tile + 2 * S.scores)
+    scratch += tl.cast(program, tl.int64) * (FENCE_STEP + 4 * S.layer + 2 * S.tile + 2 * S.scores)
+    hidden = scratch + FENCE_STEP
     slope, steps1 = hidden + S.layer, hidden + 2 * S.layer
+    open_scratch(scratch)
     for item in tl.range(program, total, programs, disable_licm=True):
         scan, index = item // mini_batches, item % mini_batches
         sample, head = locate_scan(scan, batch, heads)
         place = tl.cast(scan, tl.int64)
         keys = keys_steps + tl.cast(item, tl.int64) * (2 * S.tile)
         state = states + (tl.cast(item, tl.int64) + place) * S.record
-        tl.debug_barrier()
-        hidden_layer(keys, state, hidden, slope, S, PRECISION)
-        tl.debug_barrier()
-        hidden_steps(keys + S.tile, state, slope, steps1, S, PRECISION)
+        at = fence(scratch)
+        hidden_layer(keys + at, state + at, hidden + at, slope + at, S, PRECISION)
+        at = fence(scratch)
+        hidden_steps(keys + S.tile + at, state + at, slope + at, steps1 + at, S, PRECISION)
         read_mini_batch(
             q + sample * q_batch + head * q_head, q_token, output + place * tokens * S.d,
-            keys, hidden, steps1, hidden + 3 * S.layer, coefficient,
-            norm_weight + head * S.d, norm_bias + head * S.d, eps, state,
-            scan, tokens, batch * heads, index, rope_step, S, ROTARY, PRECISION,
+            keys, scratch, coefficient, norm_weight + head * S.d, norm_bias + head * S.d, eps,
+            state, scan, tokens, batch * heads, index, rope_step, S, ROTARY, PRECISION,
         )  # fmt: skip
 
 
@@ -224,14 +217,6 @@ def check_limits(q: Tensor, coefficient: Tensor) -> None:
         )
     if q.dtype not in DTYPES:
         raise OperatorError(f"q is {q.dtype}; TTT in Triton takes fp32, bf16 and fp16.")
-
-
-def stages(dtype: torch.dtype) -> int:
-    """Stages of the pipelines that load the operands of products.
-
-    Three tf32 products in place of one (fp32 arguments) leave no registers for a second stage.
-    """
-    return 1 if dtype == torch.float32 else 2
 
 
 def token_strides(**tensors: Tensor) -> dict[str, int]:
@@ -270,7 +255,7 @@ def plan_forward(
     norm_bias: Tensor,
     settings: Settings,
     save: int,
-) -> tuple[list[Launch], MLPForward]:
+) -> tuple[list[Launch], ForwardResult]:
     """Launches of the forward pass, not yet run, and the tensors they will fill.
 
     Works with tensors on the meta device. Arguments as of `mlp_forward`.
@@ -278,7 +263,7 @@ def plan_forward(
     check_limits(q, coefficient)
     batch, heads, tokens, d = q.shape
     m, K = W1.shape[-1], coefficient.shape[0]
-    S = Sizes.of(K, d, m)
+    S = Sizes.of(K, d, m, q.dtype)
     lead = (2 if settings.bidirectional else 1, batch, heads)
     scans, mini_batches = math.prod(lead), -(-tokens // K)
     total = scans * mini_batches
@@ -303,7 +288,7 @@ def plan_forward(
         "norm_bias": norm_bias,
         "states": new(scans * (2 if single else mini_batches + 1), S.record),
         "keys_steps": new(scans if single else total, 2 * S.tile),
-        "scratch": new(max(scans, programs), 4 * S.layer + 2 * S.tile + 2 * S.scores),
+        "scratch": new(max(scans, programs), 16 + 4 * S.layer + 2 * S.tile + 2 * S.scores),
         "tokens": tokens,
         "batch": batch,
         "heads": heads,
@@ -350,14 +335,15 @@ def plan_forward(
         arguments,
         constants | absent | {"GATED": settings.base_lr is not None, "SAVE": save, "READ": single},
         num_warps=WARPS,
-        num_stages=stages(q.dtype),
+        num_stages=1,
+        spacious=True,
         flops=5 * large + (reading if single else 0),
         traffic=values * (2 * item + (item + 4 if single else 8))
         + 8 * scans * tokens
         + state_bytes * (2 * scans + (0 if single else total))
         + sum(4 * part.numel() for part in saved),
     )
-    result = MLPForward(output, *final, losses, *saved)  # type: ignore[call-arg]
+    result = ForwardResult(output, final, losses, saved)
     if single:
         return [scan], result
     read = Launch(
@@ -367,7 +353,8 @@ def plan_forward(
         both | token_strides(q=q) | {"output": output, "total": total, "programs": programs},
         constants,
         num_warps=WARPS,
-        num_stages=stages(q.dtype),
+        num_stages=1,
+        spacious=True,
         flops=2 * large + reading,
         traffic=values * (item + 12) + state_bytes * total,
     )
@@ -388,7 +375,7 @@ def mlp_forward(
     norm_bias: Tensor,
     settings: Settings,
     save: int,
-) -> MLPForward:
+) -> ForwardResult:
     """TTT-MLP: output, final state, losses and the states that `mlp_backward` starts from.
 
     Memory beside arguments and results, in floats: with M = ceil(T / K) mini-batches, R B H M

@@ -25,23 +25,25 @@ from tttunet.kernels.triton_mlp import (
     WARPS,
     check_limits,
     empty_state,
-    stages,
     state_arguments,
     token_strides,
 )
 from tttunet.kernels.triton_mlp_backward_blocks import read_backward, scan_backward
 from tttunet.kernels.triton_mlp_blocks import (
+    FENCE_STEP,
     Sizes,
     advance_state,
+    anew,
+    fence,
     hidden_layer,
     hidden_output,
     hidden_steps,
     inner_steps,
     locate_scan,
+    open_scratch,
     pack_state,
     store_matrix,
     store_rotated,
-    unpack_state,
     zeros,
 )
 
@@ -100,8 +102,10 @@ def backward_kernel(
     sequences = batch * heads
     mini_batches = tl.cdiv(tokens, S.K)
     segments = tl.cdiv(mini_batches, SAVE)
-    scratch += tl.cast(program, tl.int64) * (7 * S.layer + 4 * S.tile + 4 * S.scores)
-    hidden, slope, steps1 = scratch, scratch + S.layer, scratch + 2 * S.layer
+    scratch += tl.cast(program, tl.int64) * (FENCE_STEP + 7 * S.layer + 4 * S.tile + 4 * S.scores)
+    hidden = scratch + FENCE_STEP
+    slope, steps1 = hidden + S.layer, hidden + 2 * S.layer
+    open_scratch(scratch)
     for item in tl.range(program, total, programs, disable_licm=True):
         if SCAN:
             scan, turns = item, segments
@@ -118,7 +122,8 @@ def backward_kernel(
         carry = carries + place * 2 * S.record
         if SCAN:
             end = carry + mini_batches % 2 * S.record
-            pack_state(final_W1, final_b1, final_W2, final_b2, place, end, S)
+            at = fence(scratch)
+            pack_state(final_W1, final_b1, final_W2, final_b2, place, end, at, S, True)
         for turn in tl.range(0, turns, disable_licm=True):
             segment = segments - 1 - turn if SCAN else item % segments
             first = segment * SAVE
@@ -126,59 +131,61 @@ def backward_kernel(
             slot = place * mini_batches + first
             if READ and SCAN:
                 slot = place * SAVE
-            tl.debug_barrier()
             if READ:
+                at = fence(scratch)
                 number = place * segments + segment
-                pack_state(
-                    saved_W1, saved_b1, saved_W2, saved_b2, number, states + slot * S.record, S
-                )
+                record = states + slot * S.record
+                pack_state(saved_W1, saved_b1, saved_W2, saved_b2, number, record, at, S, True)
                 for i in tl.range(0, count, disable_licm=True):
                     state = states + (slot + i) * S.record
                     exchange = exchanges + (slot + i) * (5 * S.tile + 2 * S.layer + S.record)
                     steps, inner = exchange + S.tile, exchange + 2 * S.tile
+                    at = fence(scratch)
                     store_rotated(
-                        keys_in, k_token, exchange, scan, tokens, sequences, first + i,
+                        keys_in, k_token, exchange + at, scan, tokens, sequences, first + i,
                         rope_step, S, ROTARY,
                     )  # fmt: skip
-                    tl.debug_barrier()
-                    hidden_layer(exchange, state, hidden, slope, S, PRECISION)
-                    tl.debug_barrier()
-                    z2 = hidden_output(hidden, state, zeros(S.N, S.D), S, PRECISION)
-                    store_matrix(inner, z2, S.N, S.D)
-                    tl.debug_barrier()
+                    at = fence(scratch)
+                    hidden_layer(exchange + at, state + at, hidden + at, slope + at, S, PRECISION)
+                    at = fence(scratch)
+                    z2 = hidden_output(hidden + at, state + at, zeros(S.N, S.D), S, PRECISION)
+                    store_matrix(inner + at, z2, S.N, S.D)
+                    at = fence(scratch)
                     inner_steps(
-                        values, v_token, rates, exchange, inner, steps, steps,
+                        values, v_token, rates, exchange + at, inner + at, steps + at, rates,
                         gamma, beta, eps, scale, scan, tokens, sequences, first + i,
                         S, GATED, False,
                     )  # fmt: skip
-                    tl.debug_barrier()
                     if i + 1 < count:
-                        hidden_steps(steps, state, slope, steps1, S, PRECISION)
-                        tl.debug_barrier()
+                        at = fence(scratch)
+                        hidden_steps(steps + at, state + at, slope + at, steps1 + at, S, PRECISION)
+                        at = fence(scratch)
                         # Followed by another mini-batch, so this one has all K tokens.
-                        last = tl.load(coefficient + S.K - 1)
                         advance_state(
-                            exchange, steps, hidden, steps1, last, state, state + S.record,
+                            exchange + at, steps + at, hidden + at, steps1 + at,
+                            tl.load(coefficient + S.K - 1), state + at, state + S.record + at,
                             S, PRECISION,
                         )  # fmt: skip
-                        tl.debug_barrier()
             for i in tl.range(0, count, disable_licm=True):
-                index, at = first + count - 1 - i, slot + count - 1 - i
-                state = states + at * S.record
-                exchange = exchanges + at * (5 * S.tile + 2 * S.layer + S.record)
+                index, number = first + count - 1 - i, slot + count - 1 - i
+                state = states + number * S.record
+                exchange = exchanges + number * (5 * S.tile + 2 * S.layer + S.record)
                 part = place * mini_batches + index
                 if READ:
-                    hidden_layer(exchange, state, hidden, slope, S, PRECISION)
-                    tl.debug_barrier()
-                    hidden_steps(exchange + S.tile, state, slope, steps1, S, PRECISION)
-                    tl.debug_barrier()
+                    at = fence(scratch)
+                    hidden_layer(exchange + at, state + at, hidden + at, slope + at, S, PRECISION)
+                    at = fence(scratch)
+                    hidden_steps(
+                        exchange + S.tile + at, state + at, slope + at, steps1 + at, S, PRECISION
+                    )
                     read_backward(
-                        queries, q_token, grad_output + rows, grad_q + rows, coefficient,
+                        queries, q_token, grad_output + rows, grad_q + rows,
+                        anew(coefficient, at, False),
                         coefficient_parts + part * S.N, norm_parts + part * (2 * S.D),
-                        gamma, eps, state, exchange, scratch,
+                        gamma, eps, anew(state, at, True), anew(exchange, at, True),
+                        anew(scratch, at, True),
                         scan, tokens, sequences, index, rope_step, S, ROTARY, PRECISION,
                     )  # fmt: skip
-                    tl.debug_barrier()
                 if SCAN:
                     other = part + half
                     scan_backward(
@@ -190,9 +197,9 @@ def backward_kernel(
                         exchange, scratch, scan, tokens, sequences, index, rope_step,
                         S, GATED, ROTARY, PRECISION,
                     )  # fmt: skip
-                    tl.debug_barrier()
         if SCAN:
-            unpack_state(carry, grad_W1, grad_b1, grad_W2, grad_b2, place, S)
+            at = fence(scratch)
+            pack_state(grad_W1, grad_b1, grad_W2, grad_b2, place, carry, at, S, False)
 
 
 def plan_backward(
@@ -226,7 +233,7 @@ def plan_backward(
     check_limits(q, coefficient)
     batch, heads, tokens, d = q.shape
     m, K = W1.shape[-1], coefficient.shape[0]
-    S = Sizes.of(K, d, m)
+    S = Sizes.of(K, d, m, q.dtype)
     lead = (2 if settings.bidirectional else 1, batch, heads)
     scans, mini_batches = math.prod(lead), -(-tokens // K)
     slots = scans * mini_batches
@@ -260,7 +267,7 @@ def plan_backward(
         "states": new(held, S.record),
         "carries": new(2 * scans, S.record),
         "exchanges": new(held, 5 * S.tile + 2 * S.layer + S.record),
-        "scratch": new(max(readers, scans), 7 * S.layer + 4 * S.tile + 4 * S.scores),
+        "scratch": new(max(readers, scans), 16 + 7 * S.layer + 4 * S.tile + 4 * S.scores),
         "tokens": tokens,
         "batch": batch,
         "heads": heads,
@@ -303,7 +310,8 @@ def plan_backward(
             arguments | {"total": total, "programs": programs},
             constants | {"READ": read, "SCAN": scan},
             num_warps=WARPS,
-            num_stages=stages(q.dtype),
+            num_stages=1,
+            spacious=True,
             flops=flops,
             traffic=traffic + (0 if read and scan else passed),
         )

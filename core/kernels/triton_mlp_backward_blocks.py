@@ -30,7 +30,10 @@ from tttunet.kernels.triton_common import (
     token_rate_backward,
 )
 from tttunet.kernels.triton_mlp_blocks import (
+    FENCE_STEP,
+    anew,
     column_sums,
+    fence,
     gelu_curvature,
     keep_causal,
     layer_product,
@@ -38,8 +41,10 @@ from tttunet.kernels.triton_mlp_blocks import (
     load_matrix,
     load_vector,
     matmul,
+    query_scores,
     read_hidden,
     read_output,
+    read_scores,
     record_parts,
     store_matrix,
     store_rotated,
@@ -90,19 +95,22 @@ def output_backward(
 
 
 @triton.jit
-def scores_backward(products, scores, coefficient, to, S: tl.constexpr):
+def scores_backward(
+    products, scores, coefficient, to, coefficient_part, at, ADD: tl.constexpr, S: tl.constexpr
+):
     """Backward of -c * (scores other), [N, ...], in the scores and in c.
 
     Args:
-        products: d(result) other^T, [N, N]; scores: [N, N], 0 where masked.
+        products: d(result) other^T, [N, N]; scores: pointer of [N, N], 0 where masked.
         to: to be filled with the gradient of the scores.
-
-    Returns:
-        gradient of c, [N].
+        coefficient_part: the gradient of c [N] is stored or, if ADD, added here.
     """
-    products = keep_causal(products, S.N)
+    products = keep_causal(products, at, S.N)
     store_matrix(to, -load_coefficients(coefficient, S) * products, S.N, S.N)
-    return -tl.sum(scores * products, 1)
+    dc = -tl.sum(load_matrix(scores, S.N, S.N) * products, 1)
+    if ADD:
+        dc += load_vector(coefficient_part, S.N)
+    store_vector(coefficient_part, dc, S.N)
 
 
 @triton.jit
@@ -116,17 +124,17 @@ def read_backward(
     Args:
         exchange: in: the tiles k and G2. Out: the tiles dG2 and dk, the layers dhidden and dG1 and
             the record of the state's gradient, each as far as the read-out goes.
-        scratch: in: the layers hidden, (any) and G1. Three more layers, four tiles and four
-            matrices of scores to work in.
+        scratch: of the program; in: the layers hidden, (any) and G1.
     """
     keys, steps = exchange, exchange + S.tile
     dsteps, dkeys = exchange + 3 * S.tile, exchange + 4 * S.tile
     dhidden = exchange + 5 * S.tile
     dsteps1 = dhidden + S.layer
     dW1, db1, dW2, db2 = record_parts(dsteps1 + S.layer, S)
-    hidden, steps1 = scratch, scratch + 2 * S.layer
+    hidden = scratch + FENCE_STEP
+    steps1 = hidden + 2 * S.layer
     read, slope, dread = steps1 + S.layer, steps1 + 2 * S.layer, steps1 + 3 * S.layer
-    queries = dread + S.layer
+    queries = hidden + 7 * S.layer
     outputs, dz, scaled = queries + S.tile, queries + 2 * S.tile, queries + 3 * S.tile
     scores = scaled + S.tile
     hidden_scores, dhidden_scores = scores + S.scores, scores + 2 * S.scores
@@ -134,68 +142,91 @@ def read_backward(
     W1, _, W2, _ = record_parts(state, S)
 
     store_rotated(q, q_token, queries, scan, tokens, sequences, index, rope_step, S, ROTARY)
-    tl.debug_barrier()
-    read_hidden(queries, keys, steps1, scores, coefficient, state, read, slope, S, True, PRECISION)
-    tl.debug_barrier()
-    z = read_output(read, hidden, steps, hidden_scores, coefficient, state, S, PRECISION)
-    store_matrix(outputs, z, S.N, S.D)
-    tl.debug_barrier()
+    at = fence(scratch)
+    query_scores(queries + at, keys + at, scores + at, coefficient, at, S, PRECISION)
+    at = fence(scratch)
+    read_hidden(
+        queries + at, scores + at, steps1 + at, state + at, read + at, slope + at,
+        S, True, PRECISION,
+    )  # fmt: skip
+    at = fence(scratch)
+    read_scores(read + at, hidden + at, hidden_scores + at, at, S, PRECISION)
+    at = fence(scratch)
+    read_output(
+        read + at, hidden_scores + at, steps + at, coefficient, state + at, outputs + at,
+        S, PRECISION,
+    )  # fmt: skip
+    at = fence(scratch)
     output_backward(
-        outputs, grad_output, coefficient, dz, scaled, norm_part, norm_weight, eps,
+        outputs + at, grad_output, coefficient, dz + at, scaled + at, norm_part, norm_weight, eps,
         scan, tokens, sequences, index, S,
     )  # fmt: skip
-    tl.debug_barrier()
-    x = matmul(zeros(S.N, S.N), dz, False, steps, True, S.N, S.D, S.N, S.STEP, PRECISION)
-    dc = scores_backward(x, load_matrix(hidden_scores, S.N, S.N), coefficient, dhidden_scores, S)
-    store_vector(db2, column_sums(dz, S.N, S.D), S.D)
+    at = fence(scratch)
+    x = zeros(S.N, S.N)
+    x = matmul(x, dz + at, False, steps + at, True, S.N, S.D, S.N, S.STEP, PRECISION)
+    scores_backward(
+        x, hidden_scores + at, coefficient, dhidden_scores + at, coefficient_part, at, False, S
+    )
+    store_vector(db2 + at, column_sums(dz + at, S.N, S.D), S.D)
     x = zeros(S.N, S.D)
-    x = matmul(x, hidden_scores, True, scaled, False, S.N, S.N, S.D, S.STEP, PRECISION)
-    store_matrix(dsteps, x, S.N, S.D)
-    tl.debug_barrier()
+    x = matmul(x, hidden_scores + at, True, scaled + at, False, S.N, S.N, S.D, S.STEP, PRECISION)
+    store_matrix(dsteps + at, x, S.N, S.D)
+    at = fence(scratch)
     for start in tl.range(0, S.M, S.BLOCK, disable_licm=True):
-        at = start * S.N
-        x = zeros(S.N, S.BLOCK)
-        x = matmul(x, dz, False, W2 + start * S.D, True, S.N, S.D, S.BLOCK, S.STEP, PRECISION)
-        x = matmul(
-            x, dhidden_scores, False, hidden + at, False,
+        block, part = at + start * S.N, at + start * S.D
+        h = zeros(S.N, S.BLOCK)
+        h = matmul(h, dz + at, False, W2 + part, True, S.N, S.D, S.BLOCK, S.STEP, PRECISION)
+        h = matmul(
+            h, dhidden_scores + at, False, hidden + block, False,
             S.N, S.N, S.BLOCK, S.STEP, PRECISION,
         )  # fmt: skip
-        x *= load_matrix(slope + at, S.N, S.BLOCK)
-        store_matrix(dread + at, x, S.N, S.BLOCK)
-        store_vector(db1 + start, tl.sum(x, 0), S.BLOCK)
-        x = zeros(S.N, S.BLOCK)
-        x = matmul(x, dhidden_scores, True, read + at, False, S.N, S.N, S.BLOCK, S.STEP, PRECISION)
-        store_matrix(dhidden + at, x, S.N, S.BLOCK)
-        x = zeros(S.BLOCK, S.D)
-        x = matmul(x, read + at, True, dz, False, S.BLOCK, S.N, S.D, S.STEP, PRECISION)
-        store_matrix(dW2 + start * S.D, x, S.BLOCK, S.D)
-    tl.debug_barrier()
+        h *= load_matrix(slope + block, S.N, S.BLOCK)
+        store_matrix(dread + block, h, S.N, S.BLOCK)
+        store_vector(db1 + at + start, tl.sum(h, 0), S.BLOCK)
+    at = fence(scratch)
     for start in tl.range(0, S.M, S.BLOCK, disable_licm=True):
-        at = start * S.N
-        x = zeros(S.N, S.BLOCK)
-        x = matmul(x, scores, True, dread + at, False, S.N, S.N, S.BLOCK, S.STEP, PRECISION)
-        store_matrix(dsteps1 + at, x, S.N, S.BLOCK)
-        x = zeros(S.D, S.BLOCK)
-        x = matmul(x, queries, True, dread + at, False, S.D, S.N, S.BLOCK, S.STEP, PRECISION)
-        store_matrix(dW1 + start * S.D, x, S.D, S.BLOCK)
-    # `scores` holds -c * A; dc needs A itself, and c may be 0. `hidden_scores` is free now.
-    x = matmul(zeros(S.N, S.N), queries, False, keys, True, S.N, S.D, S.N, S.STEP, PRECISION)
-    store_matrix(hidden_scores, keep_causal(x + 1.0, S.N), S.N, S.N)
-    tl.debug_barrier()
-    x = layer_product(zeros(S.N, S.N), dread, steps1, True, S.N, S, PRECISION)
-    dc += scores_backward(x, load_matrix(hidden_scores, S.N, S.N), coefficient, dscores, S)
-    store_vector(coefficient_part, dc, S.N)
-    tl.debug_barrier()
-    x = matmul(zeros(S.N, S.D), dscores, True, queries, False, S.N, S.N, S.D, S.STEP, PRECISION)
-    store_matrix(dkeys, x, S.N, S.D)
-    x = matmul(zeros(S.N, S.D), dscores, False, keys, False, S.N, S.N, S.D, S.STEP, PRECISION)
-    x = layer_product(x, dread, W1, True, S.D, S, PRECISION)
-    store_matrix(outputs, x, S.N, S.D)
-    tl.debug_barrier()
+        block, part = at + start * S.N, at + start * S.D
+        h = zeros(S.N, S.BLOCK)
+        h = matmul(
+            h, dhidden_scores + at, True, read + block, False,
+            S.N, S.N, S.BLOCK, S.STEP, PRECISION,
+        )  # fmt: skip
+        store_matrix(dhidden + block, h, S.N, S.BLOCK)
+        w = zeros(S.BLOCK, S.D)
+        w = matmul(w, read + block, True, dz + at, False, S.BLOCK, S.N, S.D, S.STEP, PRECISION)
+        store_matrix(dW2 + part, w, S.BLOCK, S.D)
+    at = fence(scratch)
+    for start in tl.range(0, S.M, S.BLOCK, disable_licm=True):
+        block, part = at + start * S.N, at + start * S.D
+        h = zeros(S.N, S.BLOCK)
+        h = matmul(h, scores + at, True, dread + block, False, S.N, S.N, S.BLOCK, S.STEP, PRECISION)
+        store_matrix(dsteps1 + block, h, S.N, S.BLOCK)
+        w = zeros(S.D, S.BLOCK)
+        w = matmul(
+            w, queries + at, True, dread + block, False, S.D, S.N, S.BLOCK, S.STEP, PRECISION
+        )
+        store_matrix(dW1 + part, w, S.D, S.BLOCK)
+    at = fence(scratch)
+    # `scores` held -c * A; dc needs A itself, and c may be 0.
+    x = zeros(S.N, S.N)
+    x = matmul(x, queries + at, False, keys + at, True, S.N, S.D, S.N, S.STEP, PRECISION)
+    store_matrix(scores + at, keep_causal(x + 1.0, at, S.N), S.N, S.N)
+    at = fence(scratch)
+    x = layer_product(zeros(S.N, S.N), dread + at, steps1 + at, True, S.N, S, PRECISION)
+    scores_backward(x, scores + at, coefficient, dscores + at, coefficient_part, at, True, S)
+    at = fence(scratch)
+    x = zeros(S.N, S.D)
+    x = matmul(x, dscores + at, True, queries + at, False, S.N, S.N, S.D, S.STEP, PRECISION)
+    store_matrix(dkeys + at, x, S.N, S.D)
+    x = zeros(S.N, S.D)
+    x = matmul(x, dscores + at, False, keys + at, False, S.N, S.N, S.D, S.STEP, PRECISION)
+    x = layer_product(x, dread + at, W1 + at, True, S.D, S, PRECISION)
+    store_matrix(outputs + at, x, S.N, S.D)
+    at = fence(scratch)
     for row in tl.range(0, S.N, S.ROWS, disable_licm=True):
         position = row + tl.arange(0, S.ROWS)
         token, valid = program_tokens(scan, tokens, sequences, index, position, S.K)
-        dquery = load_matrix(outputs + row * S.D, S.ROWS, S.D)
+        dquery = load_matrix(outputs + at + row * S.D, S.ROWS, S.D)
         dquery += load_tokens(grad_output, token, valid, S.d, S.D, S.d)
         store_rotated_back(grad_q, dquery, token, valid, position, rope_step, S, ROTARY)
 
@@ -249,8 +280,11 @@ def scan_backward(
     Args:
         after, before: records of the gradients of the next state and, to be filled, of this one.
         exchange: the tiles k, G2, z2 and those that `read_backward` fills.
-        scratch: seven layers and three tiles to work in.
+        scratch: of the program.
     """
+    at = fence(scratch)
+    state, after, before = anew(state, at, True), anew(after, at, True), anew(before, at, True)
+    exchange, scratch = anew(exchange, at, True), anew(scratch, at, True)
     keys, steps, inner = exchange, exchange + S.tile, exchange + 2 * S.tile
     dsteps, dkeys = exchange + 3 * S.tile, exchange + 4 * S.tile
     dhidden = exchange + 5 * S.tile
@@ -259,89 +293,100 @@ def scan_backward(
     W1, b1, W2, _ = record_parts(state, S)
     next_W1, next_b1, next_W2, next_b2 = record_parts(after, S)
     to_W1, to_b1, to_W2, to_b2 = record_parts(before, S)
-    hidden, slope, steps1 = scratch, scratch + S.layer, scratch + 2 * S.layer
-    curve, turn, pull = steps1 + S.layer, steps1 + 2 * S.layer, steps1 + 3 * S.layer
-    bend = pull + S.layer
-    total, dz2, dtarget = bend + S.layer, bend + S.layer + S.tile, bend + S.layer + 2 * S.tile
+    hidden = scratch + FENCE_STEP
+    slope, steps1, curve = hidden + S.layer, hidden + 2 * S.layer, hidden + 3 * S.layer
+    turn, pull, bend = hidden + 4 * S.layer, hidden + 5 * S.layer, hidden + 6 * S.layer
+    total = hidden + 7 * S.layer
+    dz2, dtarget = total + S.tile, total + 2 * S.tile
     count = tl.minimum(S.K, tokens - index * S.K)
     last = tl.load(coefficient + count - 1)
 
     for start in tl.range(0, S.M, S.BLOCK, disable_licm=True):
-        at = start * S.N
-        x = zeros(S.N, S.BLOCK)
-        x = matmul(x, keys, False, W1 + start * S.D, False, S.N, S.D, S.BLOCK, S.STEP, PRECISION)
-        x, derivative, curvature = gelu_curvature(x + load_vector(b1 + start, S.BLOCK)[None, :])
-        store_matrix(hidden + at, x, S.N, S.BLOCK)
-        store_matrix(slope + at, derivative, S.N, S.BLOCK)
-        store_matrix(curve + at, curvature, S.N, S.BLOCK)
-    tl.debug_barrier()
+        block, part = at + start * S.N, at + start * S.D
+        h = zeros(S.N, S.BLOCK)
+        h = matmul(h, keys + at, False, W1 + part, False, S.N, S.D, S.BLOCK, S.STEP, PRECISION)
+        h += load_vector(b1 + at + start, S.BLOCK)[None, :]
+        store_matrix(turn + block, h, S.N, S.BLOCK)
+    at = fence(scratch)
+    # As a matrix of one row of BLOCK units for each token and block.
+    for row in tl.range(0, S.layer // S.BLOCK, S.ROWS, disable_licm=True):
+        rows = at + row * S.BLOCK
+        value, derivative, curvature = gelu_curvature(load_matrix(turn + rows, S.ROWS, S.BLOCK))
+        store_matrix(hidden + rows, value, S.ROWS, S.BLOCK)
+        store_matrix(slope + rows, derivative, S.ROWS, S.BLOCK)
+        store_matrix(curve + rows, curvature, S.ROWS, S.BLOCK)
+    at = fence(scratch)
     for start in tl.range(0, S.M, S.BLOCK, disable_licm=True):
-        at = start * S.N
-        x = zeros(S.N, S.BLOCK)
-        x = matmul(x, steps, False, W2 + start * S.D, True, S.N, S.D, S.BLOCK, S.STEP, PRECISION)
-        store_matrix(turn + at, x * load_matrix(curve + at, S.N, S.BLOCK), S.N, S.BLOCK)
-        store_matrix(steps1 + at, x * load_matrix(slope + at, S.N, S.BLOCK), S.N, S.BLOCK)
-    tl.debug_barrier()
+        block, part = at + start * S.N, at + start * S.D
+        h = zeros(S.N, S.BLOCK)
+        h = matmul(h, steps + at, False, W2 + part, True, S.N, S.D, S.BLOCK, S.STEP, PRECISION)
+        store_matrix(turn + block, h * load_matrix(curve + block, S.N, S.BLOCK), S.N, S.BLOCK)
+        store_matrix(steps1 + block, h * load_matrix(slope + block, S.N, S.BLOCK), S.N, S.BLOCK)
+    at = fence(scratch)
     # dG1 = dsteps1 - last (k dW1' + db1') times what z1 does to G1: by W2 and by its own bend.
     dlast = zero_vector(S.N)
     for start in tl.range(0, S.M, S.BLOCK, disable_licm=True):
-        at = start * S.N
-        x = zeros(S.N, S.BLOCK)
-        x = matmul(
-            x, keys, False, next_W1 + start * S.D, False, S.N, S.D, S.BLOCK, S.STEP, PRECISION
-        )
-        x += load_vector(next_b1 + start, S.BLOCK)[None, :]
-        dlast -= tl.sum(load_matrix(steps1 + at, S.N, S.BLOCK) * x, 1)
-        x = load_matrix(dsteps1 + at, S.N, S.BLOCK) - last * x
-        store_matrix(pull + at, x * load_matrix(slope + at, S.N, S.BLOCK), S.N, S.BLOCK)
-        store_matrix(bend + at, x * load_matrix(turn + at, S.N, S.BLOCK), S.N, S.BLOCK)
-    tl.debug_barrier()
-    x = layer_product(zeros(S.N, S.D), hidden, next_W2, False, S.D, S, PRECISION)
-    x += load_vector(next_b2, S.D)[None, :]
-    dlast -= tl.sum(load_matrix(steps, S.N, S.D) * x, 1)
-    x = load_matrix(dsteps, S.N, S.D) - last * x
-    x = layer_product(x, pull, W2, False, S.D, S, PRECISION)
-    store_matrix(total, x, S.N, S.D)
+        block, part = at + start * S.N, at + start * S.D
+        h = zeros(S.N, S.BLOCK)
+        h = matmul(h, keys + at, False, next_W1 + part, False, S.N, S.D, S.BLOCK, S.STEP, PRECISION)
+        h += load_vector(next_b1 + at + start, S.BLOCK)[None, :]
+        dlast -= tl.sum(load_matrix(steps1 + block, S.N, S.BLOCK) * h, 1)
+        h = load_matrix(dsteps1 + block, S.N, S.BLOCK) - last * h
+        store_matrix(pull + block, h * load_matrix(slope + block, S.N, S.BLOCK), S.N, S.BLOCK)
+        store_matrix(bend + block, h * load_matrix(turn + block, S.N, S.BLOCK), S.N, S.BLOCK)
     at_last = tl.arange(0, S.N) == count - 1
     store_vector(coefficient_part, tl.where(at_last, tl.sum(dlast, 0), 0.0), S.N)
-    tl.debug_barrier()
+    at = fence(scratch)
+    x = layer_product(zeros(S.N, S.D), hidden + at, next_W2 + at, False, S.D, S, PRECISION)
+    x += load_vector(next_b2 + at, S.D)[None, :]
+    dlast = -tl.sum(tl.sum(load_matrix(steps + at, S.N, S.D) * x, 1), 0)
+    dlast = load_vector(coefficient_part, S.N) + tl.where(at_last, dlast, 0.0)
+    x = load_matrix(dsteps + at, S.N, S.D) - last * x
+    store_vector(coefficient_part, dlast, S.N)
+    x = layer_product(x, pull + at, W2 + at, False, S.D, S, PRECISION)
+    store_matrix(total + at, x, S.N, S.D)
+    at = fence(scratch)
     steps_backward(
-        v, v_token, lr, keys, inner, total, dz2, dtarget, grad_v, grad_lr, norm_part,
-        norm_weight, norm_bias, eps, scale, scan, tokens, sequences, index, S, GATED,
+        v, v_token, lr, keys + at, inner + at, total + at, dz2 + at, dtarget + at,
+        grad_v, grad_lr, norm_part, norm_weight, norm_bias, eps, scale,
+        scan, tokens, sequences, index, S, GATED,
     )  # fmt: skip
-    tl.debug_barrier()
+    at = fence(scratch)
     # `curve` is free: it takes dz1.
     for start in tl.range(0, S.M, S.BLOCK, disable_licm=True):
-        at = start * S.N
-        x = zeros(S.N, S.BLOCK)
-        x = matmul(
-            x, steps, False, next_W2 + start * S.D, True, S.N, S.D, S.BLOCK, S.STEP, PRECISION
-        )
-        x = load_matrix(dhidden + at, S.N, S.BLOCK) - last * x
-        x = matmul(x, dz2, False, W2 + start * S.D, True, S.N, S.D, S.BLOCK, S.STEP, PRECISION)
-        x = x * load_matrix(slope + at, S.N, S.BLOCK) + load_matrix(bend + at, S.N, S.BLOCK)
-        store_matrix(curve + at, x, S.N, S.BLOCK)
-        bias = load_vector(next_b1 + start, S.BLOCK) + load_vector(part_b1 + start, S.BLOCK)
-        store_vector(to_b1 + start, bias + tl.sum(x, 0), S.BLOCK)
-    bias = load_vector(next_b2, S.D) + load_vector(part_b2, S.D)
-    store_vector(to_b2, bias + column_sums(dz2, S.N, S.D), S.D)
-    tl.debug_barrier()
+        block, part = at + start * S.N, at + start * S.D
+        h = zeros(S.N, S.BLOCK)
+        h = matmul(h, steps + at, False, next_W2 + part, True, S.N, S.D, S.BLOCK, S.STEP, PRECISION)
+        h = load_matrix(dhidden + block, S.N, S.BLOCK) - last * h
+        h = matmul(h, dz2 + at, False, W2 + part, True, S.N, S.D, S.BLOCK, S.STEP, PRECISION)
+        h = h * load_matrix(slope + block, S.N, S.BLOCK) + load_matrix(bend + block, S.N, S.BLOCK)
+        store_matrix(curve + block, h, S.N, S.BLOCK)
+        bias = load_vector(next_b1 + at + start, S.BLOCK)
+        bias += load_vector(part_b1 + at + start, S.BLOCK)
+        store_vector(to_b1 + at + start, bias + tl.sum(h, 0), S.BLOCK)
+    bias = load_vector(next_b2 + at, S.D) + load_vector(part_b2 + at, S.D)
+    store_vector(to_b2 + at, bias + column_sums(dz2 + at, S.N, S.D), S.D)
+    at = fence(scratch)
     for start in tl.range(0, S.M, S.BLOCK, disable_licm=True):
-        at, of = start * S.N, start * S.D
-        x = load_matrix(next_W1 + of, S.D, S.BLOCK) + load_matrix(part_W1 + of, S.D, S.BLOCK)
-        x = matmul(x, keys, True, curve + at, False, S.D, S.N, S.BLOCK, S.STEP, PRECISION)
-        store_matrix(to_W1 + of, x, S.D, S.BLOCK)
-        x = load_matrix(next_W2 + of, S.BLOCK, S.D) + load_matrix(part_W2 + of, S.BLOCK, S.D)
-        x = matmul(x, pull + at, True, steps, False, S.BLOCK, S.N, S.D, S.STEP, PRECISION)
-        x = matmul(x, hidden + at, True, dz2, False, S.BLOCK, S.N, S.D, S.STEP, PRECISION)
-        store_matrix(to_W2 + of, x, S.BLOCK, S.D)
-    x = layer_product(zeros(S.N, S.D), steps1, next_W1, True, S.D, S, PRECISION)
-    x = load_matrix(dkeys, S.N, S.D) - load_matrix(dtarget, S.N, S.D) - last * x
-    x = layer_product(x, curve, W1, True, S.D, S, PRECISION)
-    store_matrix(total, x, S.N, S.D)
-    tl.debug_barrier()
+        block, part = at + start * S.N, at + start * S.D
+        w = load_matrix(next_W1 + part, S.D, S.BLOCK) + load_matrix(part_W1 + part, S.D, S.BLOCK)
+        w = matmul(w, keys + at, True, curve + block, False, S.D, S.N, S.BLOCK, S.STEP, PRECISION)
+        store_matrix(to_W1 + part, w, S.D, S.BLOCK)
+    at = fence(scratch)
+    for start in tl.range(0, S.M, S.BLOCK, disable_licm=True):
+        block, part = at + start * S.N, at + start * S.D
+        w = load_matrix(next_W2 + part, S.BLOCK, S.D) + load_matrix(part_W2 + part, S.BLOCK, S.D)
+        w = matmul(w, pull + block, True, steps + at, False, S.BLOCK, S.N, S.D, S.STEP, PRECISION)
+        w = matmul(w, hidden + block, True, dz2 + at, False, S.BLOCK, S.N, S.D, S.STEP, PRECISION)
+        store_matrix(to_W2 + part, w, S.BLOCK, S.D)
+    at = fence(scratch)
+    x = layer_product(zeros(S.N, S.D), steps1 + at, next_W1 + at, True, S.D, S, PRECISION)
+    x = load_matrix(dkeys + at, S.N, S.D) - load_matrix(dtarget + at, S.N, S.D) - last * x
+    x = layer_product(x, curve + at, W1 + at, True, S.D, S, PRECISION)
+    store_matrix(total + at, x, S.N, S.D)
+    at = fence(scratch)
     for row in tl.range(0, S.N, S.ROWS, disable_licm=True):
         position = row + tl.arange(0, S.ROWS)
         token, valid = program_tokens(scan, tokens, sequences, index, position, S.K)
-        dkey = load_matrix(total + row * S.D, S.ROWS, S.D)
+        dkey = load_matrix(total + at + row * S.D, S.ROWS, S.D)
         store_rotated_back(grad_k, dkey, token, valid, position, rope_step, S, ROTARY)

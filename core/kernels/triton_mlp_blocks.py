@@ -6,8 +6,8 @@ the L1 and L2 caches); a product passes slices of its operands through registers
 stays there, until it is stored. So the registers needed do not grow with d, m or the number of
 products. All matrices are contiguous, so that few address patterns are alive, and padded, so that
 nothing is masked: padded channels and hidden units are 0 in the state, padded tokens have a step
-of 0. What a program reads after its own threads have written it lies behind a `tl.debug_barrier`,
-and nothing is overwritten in the phase in which it is read.
+of 0. A kernel is a sequence of phases. What a program reads after its own threads have written it
+lies behind a `fence`, and nothing is overwritten in the phase in which it is read.
 
 Notation of `reference.py` and `triton_common.py`; the sizes S are explained at `Sizes`. A tile is a
 matrix [N, D]. A layer is [N, M] in blocks of hidden units, [M / BLOCK, N, BLOCK]. A record holds a
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
 
@@ -29,7 +30,6 @@ from tttunet.kernels.triton_common import (
     padded,
     program_tokens,
     standardise,
-    store_channels,
     store_tokens,
     token_rate,
 )
@@ -59,10 +59,15 @@ class Sizes:
     STEP: int
 
     @classmethod
-    def of(cls, mini_batch: int, d: int, m: int) -> Sizes:
-        N, D, block = padded(mini_batch), padded(d), min(64, padded(m))
-        rows = min(N, max(16, 2048 // D))
-        return cls(mini_batch, N, d, D, m, -(-m // block) * block, block, rows, 16)
+    def of(cls, mini_batch: int, d: int, m: int, dtype: torch.dtype) -> Sizes:
+        N, D = padded(mini_batch), padded(d)
+        rows = min(N, max(16, 1024 // D))
+        # By trial: nothing spills with these. The three tf32 products that make one of fp32 want
+        # twice the registers for operands, and products of few different shapes fewer addresses.
+        full = dtype == torch.float32
+        block = min(32 if D == 32 else 64, padded(m))
+        step = min(32 if D == 64 and not full else 16, N)
+        return cls(mini_batch, N, d, D, m, -(-m // block) * block, block, rows, step)
 
     @property
     def tile(self) -> int:
@@ -86,6 +91,9 @@ class Sizes:
 GELU_LINEAR = tl.constexpr(2 * 0.7978845608028654)
 GELU_CUBIC = tl.constexpr(2 * 0.7978845608028654 * 0.044715)
 
+# Pointers stay divisible by this many elements; so many are kept for the 0 of `fence`.
+FENCE_STEP = tl.constexpr(16)
+
 
 @triton.jit
 def gelu_slope(x):
@@ -103,6 +111,39 @@ def gelu_curvature(x):
     width, rise = gate * (1.0 - gate), cubic * 3.0 + GELU_LINEAR
     curvature = width * (2.0 * rise + cubic * 6.0 + x * (1.0 - 2.0 * gate) * rise * rise)
     return x * gate, gate + x * width * rise, curvature
+
+
+@triton.jit
+def open_scratch(scratch):
+    """Write the 0 that `fence` reads to the first element of a program's scratch."""
+    tl.store(scratch, 0.0)
+
+
+@triton.jit
+def fence(scratch):
+    """Wait until the whole program has come here and sees what it has written.
+
+    Returns:
+        0, but the compiler does not know: pointers that it is added to are not those of earlier
+        phases, so that a thread computes its addresses anew instead of keeping them all in
+        registers that the products need.
+    """
+    tl.debug_barrier()
+    return tl.load(scratch).to(tl.int32) * FENCE_STEP
+
+
+@triton.jit
+def anew(pointer, at, ALIGNED: tl.constexpr):
+    """A pointer as it is, but even its sum with a thread's offset has to be formed anew.
+
+    That is more than `pointer + at` does, whose terms the compiler may sum in another order.
+
+    Args:
+        pointer: of fp32; at: from `fence`.
+        ALIGNED: it is divisible by 16 bytes, as scratch is.
+    """
+    pointer = (pointer.to(tl.int64) ^ at.to(tl.int64)).to(tl.pointer_type(tl.float32))
+    return tl.multiple_of(pointer, 16) if ALIGNED else pointer
 
 
 @triton.jit
@@ -193,9 +234,10 @@ def layer_product(
 
 
 @triton.jit
-def keep_causal(x, N: tl.constexpr):
-    """x [N, N] (query, key) with 0 where the key comes after the query."""
-    return tl.where(tl.arange(0, N)[:, None] >= tl.arange(0, N)[None, :], x, 0.0)
+def keep_causal(x, at, N: tl.constexpr):
+    """x [N, N] (query, key) with 0 where the key comes after the query; at: from `fence`."""
+    query, key = tl.arange(0, N) + at, tl.arange(0, N) + at
+    return tl.where(query[:, None] >= key[None, :], x, 0.0)
 
 
 @triton.jit
@@ -219,37 +261,53 @@ def record_parts(record, S: tl.constexpr):
 
 
 @triton.jit
-def pack_state(W1, b1, W2, b2, index, record, S: tl.constexpr):
-    """Write state number `index` of contiguous arrays of states to a record."""
-    to_W1, to_b1, to_W2, to_b2 = record_parts(record, S)
-    channel = tl.arange(0, S.D)
-    for start in tl.range(0, S.M, S.BLOCK, disable_licm=True):
-        unit = start + tl.arange(0, S.BLOCK)
-        mask = (channel < S.d)[:, None] & (unit < S.m)[None, :]
-        given = W1 + index * (S.d * S.m) + channel[:, None] * S.m + unit[None, :]
-        store_matrix(to_W1 + start * S.D, tl.load(given, mask, 0.0), S.D, S.BLOCK)
-        tl.store(to_b1 + unit, tl.load(b1 + index * S.m + unit, unit < S.m, 0.0))
-        mask = (unit < S.m)[:, None] & (channel < S.d)[None, :]
-        given = W2 + index * (S.d * S.m) + unit[:, None] * S.d + channel[None, :]
-        store_matrix(to_W2 + start * S.D, tl.load(given, mask, 0.0), S.BLOCK, S.D)
-    store_vector(to_b2, load_channels(b2 + index * S.d, S.D, S.d), S.D)
+def pack_matrix(
+    given, start, to, rows: tl.constexpr, columns: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PACK: tl.constexpr,
+):  # fmt: skip
+    """Copy the columns from `start` of [rows, columns] to scratch [ROWS, COLUMNS], padded with 0.
+
+    If not PACK, copy them back.
+    """
+    column = tl.arange(0, COLUMNS)
+    for first in tl.range(0, ROWS, 16, disable_licm=True):
+        row = first + tl.arange(0, 16)
+        mask = (row < rows)[:, None] & (start + column < columns)[None, :]
+        outside = given + (row[:, None] * columns + (start + column)[None, :])
+        inside = to + (row[:, None] * COLUMNS + column[None, :])
+        if PACK:
+            tl.store(inside, tl.load(outside, mask, 0.0))
+        else:
+            tl.store(outside, tl.load(inside), mask)
 
 
 @triton.jit
-def unpack_state(record, W1, b1, W2, b2, index, S: tl.constexpr):
-    """Write a record to state number `index` of contiguous arrays of states."""
-    from_W1, from_b1, from_W2, from_b2 = record_parts(record, S)
-    channel = tl.arange(0, S.D)
+def pack_vector(given, start, to, length: tl.constexpr, LENGTH: tl.constexpr, PACK: tl.constexpr):
+    """As `pack_matrix`, for the elements from `start` of a vector."""
+    place = tl.arange(0, LENGTH)
+    mask = start + place < length
+    if PACK:
+        tl.store(to + place, tl.load(given + start + place, mask, 0.0))
+    else:
+        tl.store(given + start + place, tl.load(to + place), mask)
+
+
+@triton.jit
+def pack_state(W1, b1, W2, b2, index, record, at, S: tl.constexpr, PACK: tl.constexpr):
+    """Write state number `index` of contiguous arrays to a record; if not PACK, the reverse.
+
+    at: from the `fence` before.
+    """
+    to_W1, to_b1, to_W2, to_b2 = record_parts(anew(record, at, True), S)
+    W1 = anew(W1, at, False) + index * (S.d * S.m)
+    b1 = anew(b1, at, False) + index * S.m
+    W2 = anew(W2, at, False) + index * (S.d * S.m)
+    b2 = anew(b2, at, False) + index * S.d
     for start in tl.range(0, S.M, S.BLOCK, disable_licm=True):
-        unit = start + tl.arange(0, S.BLOCK)
-        mask = (channel < S.d)[:, None] & (unit < S.m)[None, :]
-        to = W1 + index * (S.d * S.m) + channel[:, None] * S.m + unit[None, :]
-        tl.store(to, load_matrix(from_W1 + start * S.D, S.D, S.BLOCK), mask)
-        tl.store(b1 + index * S.m + unit, tl.load(from_b1 + unit), unit < S.m)
-        mask = (unit < S.m)[:, None] & (channel < S.d)[None, :]
-        to = W2 + index * (S.d * S.m) + unit[:, None] * S.d + channel[None, :]
-        tl.store(to, load_matrix(from_W2 + start * S.D, S.BLOCK, S.D), mask)
-    store_channels(b2 + index * S.d, load_vector(from_b2, S.D), S.D, S.d)
+        pack_matrix(W1, start, to_W1 + start * S.D, S.d, S.m, S.D, S.BLOCK, PACK)
+        pack_vector(b1, start, to_b1 + start, S.m, S.BLOCK, PACK)
+    pack_matrix(W2, 0, to_W2, S.m, S.d, S.M, S.D, PACK)
+    pack_vector(b2, 0, to_b2, S.d, S.D, PACK)
 
 
 @triton.jit
@@ -351,21 +409,24 @@ def advance_state(
 
 
 @triton.jit
+def query_scores(queries, keys, scores, coefficient, at, S: tl.constexpr, PRECISION: tl.constexpr):
+    """Write -c_i (<q_i, k_j> + 1) for j <= i to scores [N, N], else 0; at: from `fence`."""
+    products = matmul(zeros(S.N, S.N), queries, False, keys, True, S.N, S.D, S.N, S.STEP, PRECISION)
+    products = -load_coefficients(coefficient, S) * (products + 1.0)
+    store_matrix(scores, keep_causal(products, at, S.N), S.N, S.N)
+
+
+@triton.jit
 def read_hidden(
-    queries, keys, steps1, scores, coefficient, state, read, slope,
+    queries, scores, steps1, state, read, slope,
     S: tl.constexpr, SLOPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write the hidden layer that the queries see, and with SLOPE the derivative of gelu there.
 
     Args:
-        queries, keys: tiles; steps1: layer l dloss/dz1.
-        scores: to be filled with -c_i (<q_i, k_j> + 1) for j <= i, [N, N].
+        queries: tile; scores: from `query_scores`; steps1: layer l dloss/dz1.
     """
     W1, b1, _, _ = record_parts(state, S)
-    products = matmul(zeros(S.N, S.N), queries, False, keys, True, S.N, S.D, S.N, S.STEP, PRECISION)
-    products = -load_coefficients(coefficient, S) * (products + 1.0)
-    store_matrix(scores, keep_causal(products, S.N), S.N, S.N)
-    tl.debug_barrier()
     for start in tl.range(0, S.M, S.BLOCK, disable_licm=True):
         z1 = matmul(
             zeros(S.N, S.BLOCK), queries, False, W1 + start * S.D, False,
@@ -382,20 +443,24 @@ def read_hidden(
 
 
 @triton.jit
+def read_scores(read, hidden, scores, at, S: tl.constexpr, PRECISION: tl.constexpr):
+    """Write <hidden of q_i, hidden of k_j> + 1 for j <= i to scores [N, N], else 0."""
+    products = layer_product(zeros(S.N, S.N), read, hidden, True, S.N, S, PRECISION)
+    store_matrix(scores, keep_causal(products + 1.0, at, S.N), S.N, S.N)
+
+
+@triton.jit
 def read_output(
-    read, hidden, steps, scores, coefficient, state, S: tl.constexpr, PRECISION: tl.constexpr
+    read, scores, steps, coefficient, state, outputs, S: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """f(q_i; S_i) of every query, [N, D].
+    """Write f(q_i; S_i) of every query to the tile outputs.
 
     Args:
-        read, hidden: layers of the queries and keys; steps: tile.
-        scores: to be filled with <hidden of q_i, hidden of k_j> + 1 for j <= i, [N, N].
+        read: layer of the queries; scores: from `read_scores`; steps: tile l dloss/dz2.
     """
-    products = layer_product(zeros(S.N, S.N), read, hidden, True, S.N, S, PRECISION)
-    store_matrix(scores, keep_causal(products + 1.0, S.N), S.N, S.N)
-    tl.debug_barrier()
     z = matmul(zeros(S.N, S.D), scores, False, steps, False, S.N, S.N, S.D, S.STEP, PRECISION)
-    return hidden_output(read, state, -load_coefficients(coefficient, S) * z, S, PRECISION)
+    z = hidden_output(read, state, -load_coefficients(coefficient, S) * z, S, PRECISION)
+    store_matrix(outputs, z, S.N, S.D)
 
 
 @triton.jit

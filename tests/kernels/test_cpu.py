@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tttunet.kernels import cpu_linear, cpu_mlp, cpu_tokens, reference, rotary_embedding
-from tttunet.kernels.contract import Settings
+from tttunet.kernels.contract import ForwardResult, Settings
 
 FORWARD = {"linear": cpu_linear.linear_forward, "mlp": cpu_mlp.mlp_forward}
 BACKWARD = {"linear": cpu_linear.linear_backward, "mlp": cpu_mlp.mlp_backward}
@@ -57,22 +57,21 @@ class Case:
         norm = (1 + 0.3 * normal(heads, d), 0.3 * normal(heads, d))
         return [q, k, v, lr, coefficient, *state, *norm]
 
-    def forward(self, arguments: list[Tensor], save: int | None = None) -> tuple[Any, ...]:
+    def forward(self, arguments: list[Tensor], save: int | None = None) -> ForwardResult:
         return FORWARD[self.inner](*arguments, self.settings, self.save if save is None else save)
 
     def results(self, arguments: list[Tensor]) -> list[Tensor]:
         """Output, final state, losses; then the gradient of every argument."""
         result = self.forward(arguments)
-        parts = len(arguments) - 7
-        differentiable = result[: 1 + parts]
+        differentiable = (result.output, *result.state)
         gradients = BACKWARD[self.inner](
             *map(cotangent, differentiable),
             *arguments,
-            *result[2 + parts :],
+            *result.saved,
             self.settings,
             self.save,
         )
-        return [*result[: 2 + parts], *gradients]
+        return [*differentiable, result.losses, *gradients]
 
     def expected(self, arguments: list[Tensor]) -> list[Tensor]:
         leaves = [x.detach().double().requires_grad_() for x in arguments]
@@ -210,7 +209,7 @@ def test_saved_states_are_those_of_the_mini_batches(inner: str) -> None:
     case = Case(inner, 19, 4, 5, save=2, batch=2, settings=BOTH)
     arguments = case.arguments()
     parts = len(arguments) - 7
-    saved = case.forward(arguments)[2 + parts :]
+    saved = case.forward(arguments).saved
     for index in range(3):
         read = index * case.save * case.mini_batch
         for direction in range(2):
@@ -219,7 +218,7 @@ def test_saved_states_are_those_of_the_mini_batches(inner: str) -> None:
                 states = [x.expand(2, *x.shape[1:]) for x in arguments[5 : 5 + parts]]
             else:
                 before = [x[:, :, tokens] for x in arguments[:4]] + arguments[4:]
-                states = [x[direction] for x in case.forward(before, save=0)[1 : 1 + parts]]
+                states = [x[direction] for x in case.forward(before, save=0).state]
             for part, state in zip(saved, states, strict=True):
                 torch.testing.assert_close(part[direction, :, :, index], state)
 
@@ -229,9 +228,11 @@ def test_nothing_is_saved_without_gradients(inner: str) -> None:
     case = Case(inner, 9, 4, 4)
     arguments = case.arguments()
     result = case.forward(arguments, save=0)
-    assert all(x.numel() == 0 for x in result[2 + len(arguments) - 7 :])
-    for a, b in zip(result, case.forward(arguments)[: len(arguments) - 5], strict=False):
-        assert torch.equal(a, b)
+    assert all(x.numel() == 0 for x in result.saved)
+    saving = case.forward(arguments)
+    assert torch.equal(result.output, saving.output)
+    assert torch.equal(result.losses, saving.losses)
+    assert all(map(torch.equal, result.state, saving.state))
 
 
 @inners

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ttt_problem import assert_all_close, make_problem
 from tttunet import kernels
 from tttunet.kernels import OperatorError, available_backends
+from tttunet.kernels.device import fused_backend
 from tttunet.kernels.fused import _backward, _forward
 
 inners = pytest.mark.parametrize("inner", ["linear", "mlp"])
@@ -166,6 +168,24 @@ def test_auto_takes_the_cpu_backend_on_cpus():
     problem = make_problem("linear", 11, 4, 8)
     assert torch.equal(problem.run("auto"), problem.run("cpu"))
     assert available_backends("meta")[0] == "dual"
+
+
+def test_triton_runs_what_it_can_take_on_gpus():
+    pytest.importorskip("triton", reason="pip install 'napari-tttunet[triton]'")
+
+    def choice(d: int, mini_batch: int, dtype: torch.dtype = torch.bfloat16) -> str | None:
+        # Tensors of a GPU without one: shapes, dtypes and a device, no memory.
+        with FakeTensorMode():
+            q = torch.empty(1, 2, 100, d, dtype=dtype, device="cuda")
+            coefficient = torch.empty(mini_batch, device="cuda")
+            linear, mlp = (fused_backend(inner, q, coefficient) for inner in ("linear", "mlp"))
+        assert linear == mlp
+        return linear
+
+    assert choice(128, 64) == "triton"
+    assert choice(129, 64) is None
+    assert choice(128, 65) is None
+    assert choice(64, 64, torch.float64) is None
 
 
 BAD = {

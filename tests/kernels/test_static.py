@@ -34,10 +34,22 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 #: Stack bytes per thread of the kernels that spill although their head dimension is at most 64:
 #: (kernel, d, dtype, target) -> bytes. A test fails if one grows, and if one is gone: take it out.
 STACK: dict[tuple[str, int, str, str], int] = {}
+#: The same at head dimension 128 in bf16: (kernel, target) -> bytes.
+STACK_128: dict[tuple[str, str], int] = {
+    ("ttt_linear_read_backward", "sm_80"): 8,
+    ("ttt_linear_scan_backward", "sm_80"): 64,
+    ("ttt_linear_scan_backward", "sm_90"): 24,
+    ("ttt_mlp_read_out_backward", "sm_80"): 16,
+    ("ttt_mlp_scan_backward", "sm_80"): 32,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory):
+    """A cache that the environment names is taken; a kernel that has changed is compiled anew."""
+    if os.environ.get("TRITON_CACHE_DIR"):
+        yield
+        return
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
         yield
@@ -54,7 +66,7 @@ def assert_resources(launch: Launch, report: KernelReport, d: int, dtype: str) -
 
 def check_ttt(inner: str, d: int, dtype: str, target: str, tokens: int = 4096, **extents) -> None:
     problem = TTTProblem(inner, tokens, heads=8, d=d, dtype=DTYPES[dtype], **extents)
-    for launches in plan_ttt(problem).values():
+    for launches in plan_ttt(problem, TARGETS[target].backend == "hip").values():
         assert 1 <= len(launches) <= 2
         for launch in launches:
             report = compile_launch(launch, target)
@@ -62,8 +74,10 @@ def check_ttt(inner: str, d: int, dtype: str, target: str, tokens: int = 4096, *
             assert_resources(launch, report, d, dtype)
 
 
-#: In the interpreter they agree with the reference.
-UNFINISHED = pytest.mark.xfail(reason="TTT-MLP's backward kernels do not compile yet", strict=False)
+#: `fused_backend` does not choose it there.
+NOT_COMPILED = pytest.mark.xfail(
+    reason="Triton 3.7 fails on TTT-MLP's backward at d <= 16 for sm_100", strict=False
+)
 
 
 def cases() -> list:
@@ -75,7 +89,8 @@ def cases() -> list:
         pytest.param(
             *case,
             id="-".join(map(str, case)),
-            marks=[UNFINISHED] * (inner == "mlp") + [pytest.mark.slow] * (case not in fast),
+            marks=[pytest.mark.slow] * (case not in fast)
+            + [NOT_COMPILED] * ((inner, d, target) == ("mlp", 8, "sm_100")),
         )
         for inner in ("linear", "mlp")
         for target in TARGETS
@@ -91,7 +106,7 @@ def test_ttt_kernels_compile_without_spills(inner, d, dtype, target):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("inner", ["linear", pytest.param("mlp", marks=UNFINISHED)])
+@pytest.mark.parametrize("inner", ["linear", "mlp"])
 @pytest.mark.parametrize(
     "extents",
     [
@@ -107,12 +122,15 @@ def test_other_extents_compile_too(inner, target, extents):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("inner", ["linear", pytest.param("mlp", marks=UNFINISHED)])
+@pytest.mark.parametrize("inner", ["linear", "mlp"])
 def test_large_heads_compile_within_shared_memory(inner, target):
     problem = TTTProblem(inner, 1024, heads=8, d=128)
-    for launch in [launch for launches in plan_ttt(problem).values() for launch in launches]:
+    passes = plan_ttt(problem, TARGETS[target].backend == "hip")
+    for launch in [launch for launches in passes.values() for launch in launches]:
         report = compile_launch(launch, target)
         assert report.shared <= TARGETS[target].shared_limit, report
+        known = STACK_128.get((launch.name, target), 0)
+        assert report.stack <= known, f"{report} spills; known: {known} bytes"
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,10 @@ class Problem:
 
     def fused(self, save: int) -> tuple[list[Tensor], list[Tensor]]:
         forward = linear_forward(*self.arguments, self.settings, save)
-        saved = (forward.saved_W, forward.saved_b)
-        gradients = linear_backward(*self.cotangents, *self.arguments, *saved, self.settings, save)
-        return list(forward[:4]), list(gradients)
+        gradients = linear_backward(
+            *self.cotangents, *self.arguments, *forward.saved, self.settings, save
+        )
+        return [forward.output, *forward.state, forward.losses], list(gradients)
 
     def reference(self) -> tuple[list[Tensor], list[Tensor]]:
         leaves = [x.detach().double().requires_grad_() for x in self.arguments]
@@ -177,15 +178,15 @@ def test_saved_states_are_those_that_the_mini_batches_start_from(tokens, save):
     problem = make_problem(tokens, 16, 4, PLAIN, states=1)
     forward = linear_forward(*problem.arguments, problem.settings, save)
     if save == 0:
-        assert forward.saved_W.numel() == forward.saved_b.numel() == 0
+        assert [part.numel() for part in forward.saved] == [0, 0]
         return
-    assert forward.saved_W.shape[3] == -(-tokens // (16 * save))
-    torch.testing.assert_close(forward.saved_W[0, 0, :, 0], problem.arguments[5][0])
+    assert forward.saved[0].shape[3] == -(-tokens // (16 * save))
+    torch.testing.assert_close(forward.saved[0][0, 0, :, 0], problem.arguments[5][0])
     if tokens == 50:
         cut = [x[:, :, : 16 * save] for x in problem.arguments[:4]] + problem.arguments[4:]
         before = linear_forward(*cut, problem.settings, 0)
-        torch.testing.assert_close(forward.saved_W[:, :, :, 1], before.W)
-        torch.testing.assert_close(forward.saved_b[:, :, :, 1], before.b)
+        for saved, final in zip(forward.saved, before.state, strict=True):
+            torch.testing.assert_close(saved[:, :, :, 1], final)
 
 
 def test_a_single_mini_batch_is_one_launch():

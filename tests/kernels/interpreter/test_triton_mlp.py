@@ -10,8 +10,8 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from tttunet.kernels import reference, rotary_embedding, triton_mlp
-from tttunet.kernels.contract import OperatorError, Settings
-from tttunet.kernels.triton_mlp import MLPForward, mlp_forward, plan_forward
+from tttunet.kernels.contract import ForwardResult, OperatorError, Settings
+from tttunet.kernels.triton_mlp import mlp_forward, plan_forward
 from tttunet.kernels.triton_mlp_backward import mlp_backward, plan_backward
 
 RESULTS = ("output", "W1", "b1", "W2", "b2", "losses")
@@ -63,16 +63,16 @@ class Problem:
     cotangents: list[Tensor]
     settings: Settings
 
-    def forward(self, save: int) -> MLPForward:
+    def forward(self, save: int) -> ForwardResult:
         return mlp_forward(*self.arguments, self.settings, save)
 
     def fused(self, save: int) -> list[Tensor]:
         """Results, then gradients."""
         forward = self.forward(save)
         gradients = mlp_backward(
-            *self.cotangents, *self.arguments, *forward[6:], self.settings, save
+            *self.cotangents, *self.arguments, *forward.saved, self.settings, save
         )
-        return [*forward[:6], *gradients]
+        return [forward.output, *forward.state, forward.losses, *gradients]
 
     def reference(self) -> list[Tensor]:
         """The same in fp64, through autograd."""
@@ -152,6 +152,7 @@ def assert_agree(problem: Problem, save: int, tolerance: float) -> None:
         pytest.param(25, 8, 5, 2, FULL, {"batch": 2}, id="odd d, both directions, save 2"),
         pytest.param(21, 8, 8, 2, GATED, {"batch": 2, "states": 2}, id="a state per sample"),
         pytest.param(18, 8, 8, 3, PLAIN, {"hidden": 70}, id="two blocks of hidden units"),
+        pytest.param(9, 8, 20, 1, GATED, {"hidden": 40}, id="channels padded to 32"),
         pytest.param(7, 8, 8, 2, GATED, {"batch": 2}, id="less than a mini-batch"),
     ],
 )
@@ -186,11 +187,12 @@ def test_programs_take_turns(monkeypatch) -> None:
 def test_save_does_not_change_results() -> None:
     problem = make_problem(21, 8, 4, GATED)
     results = [problem.forward(save) for save in (0, 1, 2)]
-    assert [x.saved_W1.numel() for x in results] == [0, 3 * 4 * 16, 2 * 4 * 16]
-    assert torch.equal(results[1].saved_W2[:, :, :, ::2], results[2].saved_W2)
-    assert torch.equal(results[1].saved_b2[:, :, :, 0], problem.arguments[8][None])
-    for first, second in zip(results[0][:6], results[2][:6], strict=True):
-        assert torch.equal(first, second)
+    assert [x.saved[0].numel() for x in results] == [0, 3 * 4 * 16, 2 * 4 * 16]
+    for every, second in zip(results[1].saved, results[2].saved, strict=True):
+        assert torch.equal(every[:, :, :, ::2], second)
+    assert torch.equal(results[1].saved[3][:, :, :, 0], problem.arguments[8][None])
+    first, second = ((x.output, *x.state, x.losses) for x in (results[0], results[2]))
+    assert all(map(torch.equal, first, second))
 
 
 def test_planning_needs_no_data() -> None:
@@ -200,7 +202,7 @@ def test_planning_needs_no_data() -> None:
     assert [launch.name for launch in launches] == ["ttt_mlp_scan", "ttt_mlp_read_out"]
     assert all(launch.flops > 0 and launch.bytes_moved > 0 for launch in launches)
     cotangents = [x.to("meta") for x in problem.cotangents]
-    launches, gradients = plan_backward(*cotangents, *arguments, *result[6:], problem.settings, 2)
+    launches, gradients = plan_backward(*cotangents, *arguments, *result.saved, problem.settings, 2)
     assert len(launches) == 2
     reduced = gradients.reduce(torch.float32, 16, own_state=False)
     assert [x.shape for x in reduced] == [x.shape for x in arguments]
