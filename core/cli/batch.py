@@ -83,7 +83,7 @@ def run_batch(plan: Batch, debug: bool = False) -> None:
         note("Stopped; files that were done stay.")
         raise typer.Exit(_INTERRUPTED)
     if outcome.kind != "done":
-        if debug and getattr(outcome, "details", ""):
+        if debug and outcome.kind == "failed" and outcome.details:
             note(outcome.details)
         show_error(f"{outcome.message} {outcome.hint}".strip())
         raise typer.Exit(1)

@@ -174,14 +174,24 @@ def _end_with_client() -> None:
     os._exit(0)
 
 
-def _own_output() -> None:
-    """Keep the pipe to the client for messages: what libraries print goes to the error stream."""
+def _own_pipes() -> None:
+    """Keep the pipes to the client for messages.
+
+    What libraries print goes to the error stream. Processes that a job starts (a training's, to
+    prepare patches) must not meet the pipes either: a forked one closes `sys.stdin` first of all,
+    and would wait for ever for the lock of the thread that reads there.
+    """
     from appose import python_worker
 
-    pipe = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    incoming = os.fdopen(os.dup(0), encoding="utf-8")
+    outgoing = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
     os.dup2(2, 1)
-    sys.stdout = sys.stderr
-    python_worker.print = functools.partial(print, file=pipe)
+    sys.stdin, sys.stdout = open(0, encoding="utf-8", closefd=False), sys.stderr  # noqa: SIM115
+    python_worker.input = incoming.readline
+    python_worker.print = functools.partial(print, file=outgoing)
 
 
 def main() -> None:
@@ -190,7 +200,7 @@ def main() -> None:
     from appose.python_worker import main as receive
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the client
-    _own_output()
+    _own_pipes()
     threading.Thread(target=_end_with_client, name="tttunet-watch", daemon=True).start()
     receive()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import stat
 import subprocess
 import sys
@@ -112,9 +113,15 @@ def test_client_needs_numpy_and_appose_only(models, engine: Engine, tmp_path: Pa
     found = [Path(np.__file__).parent, site / "appose", version, *site.glob("numpy.libs")]
     for path in found:
         (packages / path.name).symlink_to(path)
+    environment = {
+        "TTTUNET_PYTHON": sys.executable,
+        "OMP_NUM_THREADS": "1",
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),  # for the worker: -I ignores it
+    }
     ran = subprocess.run(
         [sys.executable, "-I", "-S", "-c", CHILD, packages, models[2, "semantic"]],
-        env={"TTTUNET_PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
