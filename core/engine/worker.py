@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tttunet.engine import messages
+from tttunet.engine import exchange, messages
 
 #: A worker that outlives its client has this many seconds for a checkpoint.
 ORPHAN_GRACE = 3.0
@@ -163,7 +163,10 @@ def _orphaned() -> bool:
 
 
 def _end_with_client() -> None:
-    """End the process once the client is gone, in the middle of a job too."""
+    """End the process once the client is gone, in the middle of a job too.
+
+    The arrays of a client that was killed go with it.
+    """
     while not _receives():
         time.sleep(0.05)
     while not _orphaned():
@@ -171,15 +174,17 @@ def _end_with_client() -> None:
     deadline = time.monotonic() + ORPHAN_GRACE
     while _busy.is_set() and time.monotonic() < deadline:
         time.sleep(0.05)
+    exchange.remove_orphans()
     os._exit(0)
 
 
 def _own_pipes() -> None:
     """Keep the pipes to the client for messages.
 
-    What libraries print goes to the error stream. Processes that a job starts (a training's, to
-    prepare patches) must not meet the pipes either: a forked one closes `sys.stdin` first of all,
-    and would wait for ever for the lock of the thread that reads there.
+    What libraries print goes to the error stream. Processes that a job forks (a training's, to
+    prepare patches) must not meet the pipes either: they close `sys.stdin` first of all, and would
+    wait for ever for the lock of the thread that reads there; and the client would wait for the
+    last of them to see that this process has died.
     """
     from appose import python_worker
 
@@ -192,6 +197,13 @@ def _own_pipes() -> None:
     sys.stdin, sys.stdout = open(0, encoding="utf-8", closefd=False), sys.stderr  # noqa: SIM115
     python_worker.input = incoming.readline
     python_worker.print = functools.partial(print, file=outgoing)
+
+    def forget_pipes() -> None:
+        for pipe in (incoming, outgoing):
+            os.dup2(0, pipe.fileno())
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=forget_pipes)
 
 
 def main() -> None:

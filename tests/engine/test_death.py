@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tttunet.engine import client
+from tttunet.engine import client, exchange
 from tttunet.engine.client import Engine, Job
 from tttunet.engine.messages import Done, Lost, Metric, Progress, Train
 from tttunet.models.model import load_model
@@ -195,9 +195,5 @@ def test_worker_ends_with_its_killed_parent_in_the_middle_of_a_job(models):
     while running(worker) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not running(worker)
-    # The next client removes what the killed one left.
-    from tttunet.engine import exchange
-
-    exchange.remove_orphans()
     for folder in ("/dev/shm", "/tmp"):
         assert not list(Path(folder).glob(f"{exchange.PREFIX}{child.pid}-*"))
