@@ -5,7 +5,28 @@
         labels = job.wait().result["labels"]
 
 Only the standard library, numpy and appose are needed here, so that 3D Slicer's Python can use
-it. Events come from background threads.
+it. Nothing here waits for the worker but `Job.wait` and, for some seconds, `Engine.close`.
+
+Jobs. `segment` and `evaluate` take arrays, `decode` changes the thresholds of the last
+segmentation without the network. All others are `request(message)`, see `messages`: `Hello` (starts
+the worker early), `Estimate`, `Train` (`options={"start": model}` fine-tunes), `Evaluate` (files),
+`Batch`, `ListModels`, `AddModel`, `RemoveModel`.
+
+Events. `on_event(job, event)` hears `Queued`, `Started`, `Progress` (`fraction` of a `stage`,
+`eta`), `Log`, `Preview` (finished tiles), `Metric` (training), `FileStatus` (batch), and last
+exactly one of `Done`, `Failed`, `Cancelled` and `Lost`; after `job.cancel()` only that one. They
+come in order, but from background threads: a program with a window gives `deliver`, which hands a
+function to the window's thread. With Qt:
+
+    class Courier(QObject):  # to be made in the window's thread
+        sent = Signal(object)
+
+        def call(self, function):
+            function()
+
+    courier = Courier()
+    courier.sent.connect(courier.call, Qt.QueuedConnection)
+    engine = Engine(deliver=courier.sent.emit)
 """
 
 from __future__ import annotations
@@ -45,16 +66,23 @@ class Engine:
     Args:
         python: interpreter of the worker; None: see `process.PYTHON_VARIABLE`.
         grace: seconds that a cancelled job has before its process is ended.
+        deliver: calls the function it is given, in the thread that is to hear events, without
+            waiting for it; None: they are heard in background threads.
     """
 
-    def __init__(self, python: str | Path | None = None, grace: float = GRACE) -> None:
+    def __init__(
+        self,
+        python: str | Path | None = None,
+        grace: float = GRACE,
+        deliver: Callable[[Callable[[], None]], object] | None = None,
+    ) -> None:
         self.grace = grace
+        self.deliver = deliver
         self._worker = WorkerProcess(python)
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._running: Job | None = None
         self._closed = False
-        exchange.remove_orphans()
         self._thread = threading.Thread(target=self._loop, name="tttunet-engine", daemon=True)
         self._thread.start()
         atexit.register(self.close)
@@ -202,6 +230,8 @@ class Engine:
             job._emit(Cancelled())
 
     def _loop(self) -> None:
+        with contextlib.suppress(OSError):
+            exchange.remove_orphans()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._jobs or self._closed)

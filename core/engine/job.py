@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable
@@ -86,11 +87,25 @@ class Job:
                     return
                 if terminal:
                     self.outcome, self.state = event, event.kind
+            deliver = None if self.engine is None else self.engine.deliver
             try:
                 if self.on_event is not None:
-                    self.on_event(self, event)
+                    (deliver or _call)(functools.partial(self._tell, event))
             except Exception:
-                _LOG.exception("A listener of the job '%s' failed.", self.name)
+                _LOG.exception("The events of the job '%s' cannot be delivered.", self.name)
             finally:
                 if terminal:
                     self._finished.set()
+
+    def _tell(self, event: Any) -> None:
+        assert self.on_event is not None
+        if self._cancelled.is_set() and not isinstance(event, TERMINAL):
+            return  # cancelled while the event was on its way
+        try:
+            self.on_event(self, event)
+        except Exception:
+            _LOG.exception("A listener of the job '%s' failed.", self.name)
+
+
+def _call(function: Callable[[], None]) -> None:
+    function()

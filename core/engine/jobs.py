@@ -150,6 +150,13 @@ def _train(request: messages.Train, reporter: Reporter) -> dict[str, Any]:
     }
 
 
+def _library(request: Any, reporter: Reporter) -> dict[str, Any]:
+    from tttunet.engine.library import run_add, run_list, run_remove
+
+    run: Any = {"list_models": run_list, "add_model": run_add, "remove_model": run_remove}
+    return dict(run[request.kind](request, reporter))
+
+
 def _evaluate(request: messages.Evaluate, reporter: Reporter) -> dict[str, Any]:
     from tttunet.evaluation import evaluate
 
@@ -225,4 +232,7 @@ _HANDLERS: dict[str, Callable[[Any, Reporter], dict[str, Any]]] = {
     "train": _train,
     "evaluate": _evaluate,
     "batch": _batch,
+    "list_models": _library,
+    "add_model": _library,
+    "remove_model": _library,
 }

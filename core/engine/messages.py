@@ -218,6 +218,36 @@ class Batch(Message, kind="batch"):
     plan: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class ListModels(Message, kind="list_models"):
+    """The models that are known by name, with their cards."""
+
+
+@dataclass(frozen=True)
+class AddModel(Message, kind="add_model"):
+    """Check a model and copy it into the user's library.
+
+    Attributes:
+        source: a model's folder, or with `convert` a checkpoint of the authors' code.
+        name: in the library; empty: the model's own.
+        overwrite: replace the user's model of that name.
+        options: of the conversion, see `tttunet.models.convert_checkpoint`.
+    """
+
+    source: str
+    name: str = ""
+    overwrite: bool = False
+    convert: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RemoveModel(Message, kind="remove_model"):
+    """Delete a model from the user's library."""
+
+    name: str
+
+
 # Events
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tttunet.engine.messages import PROTOCOL, Hello
+from tttunet.engine.messages import PROTOCOL, Hello, package_version
 
 #: Names the interpreter that runs the worker, if it is not the client's own.
 PYTHON_VARIABLE = "TTTUNET_PYTHON"
@@ -131,7 +131,7 @@ class WorkerProcess:
             self.kill()
             raise WorkerError(
                 f"The worker is tttunet {self.about.get('version')} with protocol {theirs}, but "
-                f"this program speaks protocol {PROTOCOL}.",
+                f"this program is tttunet {package_version()} with protocol {PROTOCOL}.",
                 f"Install the same version of napari-tttunet for {self.python}.",
             )
         return True

@@ -68,8 +68,8 @@ def test_other_protocol_names_both(monkeypatch):
     import tttunet
 
     assert message == (
-        f"The worker is tttunet {tttunet.__version__} with protocol 1, but this program speaks "
-        "protocol 99."
+        f"The worker is tttunet {tttunet.__version__} with protocol 1, but this program is "
+        f"tttunet {tttunet.__version__} with protocol 99."
     )
     assert "Install the same version" in hint
 
