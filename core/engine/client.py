@@ -50,9 +50,12 @@ from tttunet.engine.process import WorkerDied, WorkerError, WorkerProcess
 __all__ = ["Engine", "Job", "Preview"]
 
 #: Seconds that a running job has to end by itself after a cancel.
-GRACE = 3.0
-#: The same for a training, which ends its step and saves a checkpoint.
-TRAINING_GRACE = 60.0
+GRACE = 1.0
+#: The same for what should not be ended in the middle: a training ends its step and saves a
+#: checkpoint, others write files.
+GRACES = {"train": 60.0, "batch": 10.0, "add_model": 10.0, "remove_model": 10.0}
+#: The same for any job when the engine is closed.
+CLOSING_GRACE = 3.0
 #: How often a running worker is asked whether it lives, in seconds: appose may miss its death.
 _HEARTBEAT = 1.0
 
@@ -99,6 +102,11 @@ class Engine:
         return self._worker.about
 
     @property
+    def worker_output(self) -> list[str]:
+        """The last lines that the worker, or what it uses, has printed: for reports of defects."""
+        return list(self._worker.output)
+
+    @property
     def worker_pid(self) -> int | None:
         return self._worker.pid
 
@@ -123,10 +131,9 @@ class Engine:
 
     def request(self, request: messages.Message, on_event: OnEvent | None = None) -> Job:
         """Queue a request that carries no arrays; `messages.Hello` starts the worker early."""
-        grace = TRAINING_GRACE if isinstance(request, messages.Train) else None
-        return self.submit(
-            Job(request.kind, lambda folder, cancelled: request, None, on_event, grace=grace)
-        )
+        job = Job(request.kind, lambda folder, cancelled: request, None, on_event)
+        job.grace = GRACES.get(request.kind)
+        return self.submit(job)
 
     def segment(
         self,
@@ -211,10 +218,10 @@ class Engine:
             jobs = [*self._jobs, *([self._running] if self._running else [])]
             self._changed.notify_all()
         for job in jobs:
-            job.grace = min(self.grace, job.grace or self.grace)
+            job.grace = min(CLOSING_GRACE, job.grace or self.grace)
             job.cancel()
         if threading.current_thread() is not self._thread:
-            self._thread.join(self.grace + 2)
+            self._thread.join(max(CLOSING_GRACE, self.grace) + 2)
         self._worker.close()
         atexit.unregister(self.close)
 
@@ -294,12 +301,19 @@ class Engine:
                 with contextlib.suppress(OSError, ValueError):
                     task.cancel()
                 if not self._wait(task, timeout=job.grace or self.grace):
-                    self._worker.kill()
+                    self._replace_worker()
                 return Cancelled()
             if task.launched or not self._worker_died(task):
                 return self._outcome(task)
             # It had died while it was idle, which nobody needs to know.
         raise WorkerError("The worker process cannot be reached.", "Try again.")
+
+    def _replace_worker(self) -> None:
+        """End the worker; a new one starts meanwhile, so that the next job need not wait."""
+        self._worker.kill()
+        if not self._closed:
+            with contextlib.suppress(WorkerError):  # the next job will say it
+                self._worker.start(lambda: True)
 
     def _worker_died(self, task: Any) -> bool:
         return not task.outputs and task.status.value not in ("CANCELED", "FAILED")

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ PYTHON_VARIABLE = "TTTUNET_PYTHON"
 #: Seconds; a cold disk and a busy machine need many.
 START_TIMEOUT = 180.0
 _SCRIPT = "from tttunet.engine.worker import serve\nserve(task, request)\n"
+#: What the process writes to its error stream is kept up to this number of lines.
+OUTPUT_LINES = 500
 #: How often a process that starts is asked whether it still lives.
 _POLL = 0.05
 
@@ -45,11 +48,16 @@ class WorkerProcess:
 
     Args:
         python: interpreter; None: as PYTHON_VARIABLE says, else the client's own.
+
+    Attributes:
+        about: what the worker said of itself.
+        output: the last lines that it wrote to its error stream.
     """
 
     def __init__(self, python: str | Path | None = None) -> None:
         self.python = str(python or os.environ.get(PYTHON_VARIABLE) or sys.executable)
         self.about: dict[str, Any] = {}
+        self.output: deque[str] = deque(maxlen=OUTPUT_LINES)
         self._service: Any = None
         self._greeting: Any = None
 
@@ -86,6 +94,7 @@ class WorkerProcess:
         from appose.service import Service
 
         self._discard()
+        self.output = deque(maxlen=OUTPUT_LINES)
         program = shutil.which(self.python)
         if program is None:
             raise WorkerError(
@@ -98,6 +107,7 @@ class WorkerProcess:
             environment |= {"PYTHONHOME": None, "PYTHONPATH": None}
         command = (program, "-m", "tttunet.engine.worker")
         self._service = Service(Path(sys.prefix), environment, *command)
+        self._service._error_lines = self.output
         try:
             self._service.start()
             self._greeting = self.run(Hello().to_dict(), lambda: None)
@@ -193,7 +203,7 @@ class WorkerProcess:
     def _last_words(self) -> str:
         """The last line the process wrote to its error stream."""
         self._service._stderr_thread.join(1)
-        lines = [line.strip() for line in self._service.error_lines() if line.strip()]
+        lines = [line.strip() for line in list(self.output) if line.strip()]
         return next((line for line in reversed(lines) if "[WARNING]" not in line), "")
 
     def cause_of_death(self) -> str:

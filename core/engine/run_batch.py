@@ -13,6 +13,7 @@ from tttunet.engine.models import LoadedModels
 from tttunet.engine.segmenting import segment_in_memory
 from tttunet.engine.worker import Reporter
 from tttunet.errors import Cancelled, OutputError, TTTUNetError
+from tttunet.files import remove_leftovers
 from tttunet.inference.device import pick_device
 from tttunet.inference.files import FileJob, describe_count, expand_inputs, plan_jobs, segment_file
 from tttunet.inference.segment import changed_decoding, tile_size
@@ -72,6 +73,8 @@ def run_batch(batch: Batch, reporter: Reporter, models: LoadedModels) -> dict[st
         try:
             # What is there in part is left from an interruption.
             overwrite = batch.existing != "error"
+            for path in job.outputs if overwrite else ():
+                remove_leftovers(path)
             result = segment_file(job, model, overwrite=overwrite, progress=update, **options)
         except Cancelled:
             raise

@@ -79,7 +79,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], st
 
 @pytest.fixture(scope="session")
 def shared_engine() -> Iterator[Engine]:
-    with Engine() as engine:
+    # A busy machine needs longer than a user would wait.
+    with Engine(grace=10.0) as engine:
         yield engine
 
 

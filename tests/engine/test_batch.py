@@ -104,6 +104,8 @@ def test_missing_file_is_an_error(tmp_path: Path):
 def test_files_are_written_and_a_second_run_skips_them(engine: Engine, models, tmp_path: Path):
     sources = images(tmp_path / "in", "a.png", "b.png")
     (tmp_path / "in" / "broken.png").write_bytes(sources[0].read_bytes()[:60])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".0123abcd-a_seg.nrrd").write_text("left by a killed process")
     batch = Batch(
         inputs=(str(tmp_path / "in"),),
         output=str(tmp_path / "out"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tttunet.engine.client import Engine, Job
-from tttunet.engine.messages import Cancelled, Progress
+from tttunet.engine.messages import Cancelled, Hello, Progress
 
 from .conftest import PATIENCE, Heard, finish, noise
 
@@ -101,6 +101,24 @@ def test_a_worker_that_does_not_listen_is_ended(engine: Engine, models, monkeypa
     after = finish(engine.segment(noise((20, 20)), axes="YX", model=models[2, "semantic"]))
     assert after.kind == "done"
     assert engine.worker_pid != pid
+
+
+def test_after_a_worker_was_ended_the_next_one_starts_at_once(models):
+    """The objects of a large image take longer than the grace time."""
+    with Engine(grace=0.05) as other:
+        assert finish(other.request(Hello())).kind == "done"
+        pid = other.worker_pid
+
+        def cancel(job: Job, event: object) -> None:
+            if isinstance(event, Progress) and event.stage == "finding objects":
+                job.cancel()
+
+        job = other.segment(
+            noise((1500, 1500)), axes="YX", model=models[2, "instance"], on_event=Heard(cancel)
+        )
+        assert finish(job) == Cancelled()
+        assert other.worker_pid not in (None, pid)
+        assert finish(other.request(Hello())).kind == "done"
 
 
 def test_cancel_while_the_image_is_handed_over(engine: Engine, models, monkeypatch):
