@@ -24,7 +24,7 @@ def use_plain_operators() -> None:
     residual._NormWithActivation.forward = _norm
     for module in (plain_unet, ttt_unet):
         module.to_channels_last = lambda x: x
-    ttt_unet.Decoder.forward = _decode
+    ttt_unet.Decoder.rise = _rise
     for name in ("ttt_linear", "ttt_mlp"):
         setattr(kernels, name, functools.partial(getattr(kernels, name), backend="dual"))
 
@@ -39,16 +39,7 @@ def _convolve(self: Any, x: Tensor, **_: Any) -> Tensor:
     return self._conv_forward(x, self.weight, self.bias)
 
 
-def _decode(self: Any, skips: list[Tensor], all_resolutions: bool) -> list[Tensor]:
-    x, last = skips[-1], len(self.stages) - 1
-    predictions = []
-    for depth, (upsample, stage) in enumerate(zip(self.upsample, self.stages, strict=True)):
-        x = upsample(x)
-        if self._has_skip(last - depth):
-            x = torch.cat((x, skips[last - depth]), dim=1)
-        x = stage(x)
-        if all_resolutions and len(self.heads) > 1:
-            predictions.append(self.heads[depth](x))
-        elif depth == last:
-            predictions.append(self.heads[-1](x))
-    return predictions[::-1]
+def _rise(self: Any, depth: int, x: Tensor, skips: list[Tensor]) -> Tensor:
+    level = len(self.stages) - 1 - depth
+    x = self.upsample[depth](x)
+    return self.stages[depth](torch.cat((x, skips[level]), dim=1) if self.has_skip(level) else x)

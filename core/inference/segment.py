@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from tttunet.errors import ImageError, ModelError
 from tttunet.imaging import Image, normalise, prepare_channels
+from tttunet.inference.accelerate import accelerated
 from tttunet.inference.device import pick_device
 from tttunet.inference.instances import decode_instances
 from tttunet.inference.tiled import (
@@ -169,7 +170,7 @@ def predict_maps(
     """
     config = model.config
     return predict(
-        model.network.to(device).eval(),
+        accelerated(model.network.to(device).eval()),
         array,
         instance_activation if config.task == "instance" else semantic_activation,
         tile=tile or automatic_tile(config),

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tttunet.errors import Cancelled, ModelError
 from tttunet.imaging.tiles import gaussian_weight, read_reflected, tile_grid
@@ -24,6 +24,7 @@ from tttunet.imaging.tiles import gaussian_weight, read_reflected, tile_grid
 Progress = Callable[[int, int], None]
 Cancel = Callable[[], bool]
 Activation = Callable[[Tensor], Tensor]
+Forward = Callable[[Tensor], Tensor]
 Place = tuple[slice, ...]
 #: tile_done(place, activations): a tile's place in the image, [K, *size of the place] float32.
 TileDone = Callable[[Place, np.ndarray], None]
@@ -52,7 +53,7 @@ def instance_activation(logits: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def predict(
-    network: nn.Module,
+    network: Forward,
     image: np.ndarray,
     activation: Activation,
     *,
@@ -330,7 +331,7 @@ def _tell(progress: Progress | None, done: int, total: int) -> None:
 
 
 def _predict_mirrored(
-    network: nn.Module, x: Tensor, activation: Activation, mirror_axes: Sequence[int]
+    network: Forward, x: Tensor, activation: Activation, mirror_axes: Sequence[int]
 ) -> Tensor:
     """[batch, K, *spatial] float32, the mean over all flips."""
     outputs = activation(network(x).float())

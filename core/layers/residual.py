@@ -94,7 +94,8 @@ class _WinogradWhereFaster:
 
         A constant vanishes in a norm. The bias stays among the parameters, with gradient zero.
         """
-        return self(x, add_bias=False), 0 * self.bias if torch.is_grad_enabled() else None
+        y = self(x, add_bias=False)  # type: ignore[operator]
+        return y, 0 * self.bias if torch.is_grad_enabled() else None
 
 
 class SameConv2d(_WinogradWhereFaster, nn.Conv2d):
@@ -168,6 +169,10 @@ class ResidualBlock(nn.Module):
         project: 1x1 convolution on the shortcut; needed when channels or size change.
     """
 
+    conv1: Any
+    conv2: Any
+    shortcut: Any
+
     def __init__(
         self,
         dim: int,
@@ -187,11 +192,12 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if not isinstance(self.shortcut, _MatrixProduct):
-            return self._rest(*self.conv1.before_norm(x), self.shortcut(x), None)
+        y, shift = self.conv1.before_norm(x)
+        adds_bias_later = isinstance(self.shortcut, _MatrixProduct)
+        if not adds_bias_later:
+            return self._rest(y, shift, self.shortcut(x), None)
         # The norm adds a constant anyway; the product would need a pass of its own for it.
-        residual = self.shortcut(x, add_bias=False)
-        return self._rest(*self.conv1.before_norm(x), residual, self.shortcut.bias)
+        return self._rest(y, shift, self.shortcut(x, add_bias=False), self.shortcut.bias)
 
     def forward_upsampled(
         self, low: Tensor, factors: tuple[int, ...], skip: Tensor | None
@@ -204,7 +210,6 @@ class ResidualBlock(nn.Module):
             skip: [batch, C2, *spatial * factors].
         """
         conv, project = self.conv1, self.shortcut
-        assert isinstance(conv, nn.Conv2d | nn.Conv3d)
         if not (isinstance(project, _MatrixProduct) and pays(low, skip, factors, conv.weight)):
             x = F.interpolate(low, scale_factor=[float(f) for f in factors], mode="nearest")
             return self(x if skip is None else torch.cat((x, skip), dim=1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -41,7 +43,7 @@ class ConvStage(nn.Sequential):
         super().__init__(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        layers = list(self)
+        layers: list[Any] = list(self)
         for conv, norm, activation in zip(layers[::3], layers[1::3], layers[2::3], strict=True):
             x, shift = conv.before_norm(x)
             x = norm(x, slope=activation.negative_slope, shift=shift, inplace=True)

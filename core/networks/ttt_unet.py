@@ -118,33 +118,44 @@ class Decoder(nn.Module):
             else:
                 upsample = NearestUpsample(dim, below, features, stride)
             self.upsample.append(upsample)
-            channels = 2 * features if self._has_skip(level) else features
+            channels = 2 * features if self.has_skip(level) else features
             kernel = config.kernel_sizes[level]
             self.stages.append(ResidualStage(dim, channels, features, kernel, 1, blocks))
             if config.deep_supervision or level == 0:
                 self.heads.append(pointwise_conv(dim, features, config.output_channels))
 
-    def _has_skip(self, level: int) -> bool:
+    def has_skip(self, level: int) -> bool:
+        """Whether the decoder reads the encoder's map of a level."""
         return level > 0 or self.skip_full_resolution
+
+    def rise(self, depth: int, x: Tensor, skips: list[Tensor]) -> Tensor:
+        """The `depth`-th upsampling with what follows it.
+
+        Args:
+            depth: 0 for the lowest resolution.
+            x: [batch, C, *spatial], of the level below.
+            skips: the encoder's maps, of which this takes its own.
+        """
+        upsample, stage = self.upsample[depth], self.stages[depth]
+        level = len(self.stages) - 1 - depth
+        skip = skips[level] if self.has_skip(level) else None
+        if isinstance(upsample, NearestUpsample) and not x.is_meta:
+            # The convolution first: the same numbers from a fraction of the positions. Costs are
+            # counted as the authors' code has it.
+            return stage.forward_upsampled(  # type: ignore[operator]
+                upsample.conv(x), upsample.stride, skip
+            )
+        x = upsample(x)
+        return stage(x if skip is None else torch.cat((x, skip), dim=1))
 
     def forward(self, skips: list[Tensor], all_resolutions: bool) -> list[Tensor]:
         x, last = skips[-1], len(self.stages) - 1
         predictions = []
-        for depth, (upsample, stage) in enumerate(zip(self.upsample, self.stages, strict=True)):
-            level = last - depth
-            skip = skips[level] if self._has_skip(level) else None
-            if isinstance(upsample, NearestUpsample) and not x.is_meta:
-                # The convolution first: the same numbers from a fraction of the positions. Costs
-                # are counted as the authors' code has it.
-                x = stage.forward_upsampled(  # type: ignore[operator]
-                    upsample.conv(x), upsample.stride, skip
-                )
-            else:
-                x = upsample(x)
-                x = stage(x if skip is None else torch.cat((x, skip), dim=1))
+        for depth in range(len(self.stages)):
+            x = self.rise(depth, x, skips)
             if all_resolutions and len(self.heads) > 1:
                 predictions.append(self.heads[depth](x))
-            elif level == 0:
+            elif depth == last:
                 predictions.append(self.heads[-1](x))
         return predictions[::-1]
 
