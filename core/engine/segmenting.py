@@ -21,6 +21,7 @@ from tttunet.engine.models import LoadedModels
 from tttunet.engine.worker import Reporter
 from tttunet.errors import Cancelled, ImageError
 from tttunet.imaging import Image
+from tttunet.inference.allocator import release_memory
 from tttunet.inference.device import pick_device
 from tttunet.inference.segment import (
     Result,
@@ -153,6 +154,8 @@ def segment_in_memory(
 
 def _fits_host(need: Estimate) -> bool:
     available = host_memory()[1]
+    if available is not None and need.host > available and release_memory():
+        available = host_memory()[1]  # with what this process had kept for the next tensor
     return available is None or need.host <= available
 
 

@@ -22,6 +22,8 @@ from tttunet.engine import exchange, messages
 
 #: A worker that outlives its client has this many seconds for a checkpoint.
 ORPHAN_GRACE = 3.0
+#: After so many seconds without a job, the memory that is free is given back.
+IDLE = 5.0
 #: Progress is told at most this often, in seconds.
 REPORT_EVERY = 0.1
 
@@ -162,20 +164,34 @@ def _orphaned() -> bool:
     return os.getppid() != _client or not _receives()
 
 
-def _end_with_client() -> None:
-    """End the process once the client is gone, in the middle of a job too.
+def _watch() -> None:
+    """Give memory back while nothing is to do, and end the process once the client is gone.
 
-    The arrays of a client that was killed go with it.
+    It ends in the middle of a job too, and the arrays of a client that was killed go with it.
     """
     while not _receives():
         time.sleep(0.05)
+    rested = time.monotonic()
     while not _orphaned():
         time.sleep(0.2)
+        if _busy.is_set():
+            rested = time.monotonic()
+        elif time.monotonic() - rested > IDLE:
+            rested = float("inf")
+            _rest()
     deadline = time.monotonic() + ORPHAN_GRACE
     while _busy.is_set() and time.monotonic() < deadline:
         time.sleep(0.05)
     exchange.remove_orphans()
     os._exit(0)
+
+
+def _rest() -> None:
+    """Give the system the memory that was kept for the next tensor."""
+    with contextlib.suppress(ImportError):
+        from tttunet.inference.allocator import release_memory
+
+        release_memory()
 
 
 def _own_pipes() -> None:
@@ -213,7 +229,7 @@ def main() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the client
     _own_pipes()
-    threading.Thread(target=_end_with_client, name="tttunet-watch", daemon=True).start()
+    threading.Thread(target=_watch, name="tttunet-watch", daemon=True).start()
     receive()
 
 

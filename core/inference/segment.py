@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from tttunet.errors import ImageError, ModelError
 from tttunet.imaging import Image, normalise, prepare_channels
 from tttunet.inference.accelerate import accelerated
+from tttunet.inference.allocator import tune_allocator
 from tttunet.inference.device import pick_device
 from tttunet.inference.instances import decode_instances
 from tttunet.inference.tiled import (
@@ -168,6 +169,7 @@ def predict_maps(
         [K, *spatial] float32: class probabilities; for instances the channels of
         `models.config.INSTANCE_CHANNELS`.
     """
+    tune_allocator()
     config = model.config
     return predict(
         accelerated(model.network.to(device).eval()),

@@ -6,6 +6,7 @@ import gc
 import os
 import tempfile
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,6 +103,19 @@ def test_jobs_leave_nothing_behind(engine: Engine, models, warm_up: int, jobs: i
     for number in range(jobs):
         one_job(engine, models, number)
     check(before, usage(engine), growth)
+
+
+@pytest.mark.slow
+def test_an_idle_worker_gives_memory_back(engine: Engine, models):
+    array = noise((2500, 2500))
+    job = engine.segment(array, axes="YX", model=models[2, "semantic"], tile=(1024, 1024))
+    assert finish(job).kind == "done"
+    assert finish(engine.segment(noise((8, 8)), axes="YX", model=models[2, "semantic"]))
+    busy = usage(engine).worker_memory
+    deadline = time.monotonic() + 20
+    while usage(engine).worker_memory > busy - 30 * MIB and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert usage(engine).worker_memory <= busy - 30 * MIB
 
 
 @pytest.mark.slow
