@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -29,6 +30,8 @@ _SCRIPT = "from tttunet.engine.worker import serve\nserve(task, request)\n"
 OUTPUT_LINES = 500
 #: How often a process that starts is asked whether it still lives.
 _POLL = 0.05
+#: A process whose pipe broke has so many seconds to end.
+_ENDING = 2.0
 
 
 class WorkerError(RuntimeError):
@@ -148,6 +151,9 @@ class WorkerProcess:
 
     def _cannot_run(self, task: Any = None) -> WorkerError:
         failed = {} if task is None else task.outputs.get("failed", {})
+        if not failed:  # it has ended, or is about to: its pipe broke
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._service._process.wait(_ENDING)
         if (self._service._process.poll() or 0) < 0:
             return WorkerDied(self.cause_of_death())
         self.kill()
