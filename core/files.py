@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import secrets
 from collections.abc import Iterator
@@ -80,6 +81,14 @@ def atomic_write(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Remove what `atomic_write` of `path` left behind in a process that was killed."""
+    path = Path(path)
+    for temporary in path.parent.glob(f".{'[0-9a-f]' * 8}-{glob.escape(path.name)}"):
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -1,56 +1,51 @@
-"""Sample images for napari's menu File > Open Sample; `resources/samples` says where from."""
+"""Sample images for napari's menu File > Open Sample; `resources/samples` says where from.
+
+Each opens with the labels that experts drew, as a hidden layer.
+"""
 
 from __future__ import annotations
 
 from importlib.resources import as_file, files
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from tttunet.imaging.image import Image
-
-#: What napari adds a layer from: data, keyword arguments of the layer, type of the layer.
-LayerData = tuple[Any, dict[str, Any], str]
+from napari_tttunet.convert import LayerData, image_layers
 
 
 def fluorescence() -> list[LayerData]:
-    return [_sample("fluorescence")]
+    return _sample("fluorescence.png")
 
 
 def fluorescence_crowded() -> list[LayerData]:
-    return [_sample("fluorescence_crowded")]
+    return _sample("fluorescence_crowded.png")
 
 
 def histology_purple() -> list[LayerData]:
-    return [_sample("histology_purple")]
+    return _sample("histology_purple.png")
 
 
 def histology_white() -> list[LayerData]:
-    return [_sample("histology_white")]
+    return _sample("histology_white.png")
 
 
-def _sample(name: str) -> LayerData:
-    from tttunet.imaging.readers import load_image
-
-    with as_file(files("tttunet.resources") / "samples" / f"{name}.png") as path:
-        return image_layer(load_image(path))
+def ovule_nuclei() -> list[LayerData]:
+    return _sample("ovule_nuclei.ome.tif")
 
 
-def image_layer(image: Image) -> LayerData:
-    """An image as napari wants it: colour last, other channels as layers of their own.
+def colonoscopy_polyp() -> list[LayerData]:
+    return _sample("colonoscopy_polyp.png")
 
-    Args:
-        image: any `Image`; its spacing becomes the layer's scale, time has scale 1.
-    """
-    data = image.array
-    arguments: dict[str, Any] = {"name": image.name}
-    if "C" in image.axes:
-        channel = image.axes.index("C")
-        if image.rgb:
-            others = [axis for axis in range(data.ndim) if axis != channel]
-            data = data.transpose(*others, channel)
-            arguments["rgb"] = True
-        else:
-            arguments["channel_axis"] = channel
-    time = (1.0,) if "T" in image.axes else ()
-    arguments["scale"] = (*time, *image.spacing)
-    return data, arguments, "image"
+
+def _sample(file: str) -> list[LayerData]:
+    from tttunet.imaging import image_stem, load_image, load_labels
+
+    name = image_stem(file)
+    with as_file(files("tttunet.resources") / "samples") as folder:
+        image = load_image(folder / file)
+        truth = folder / f"{name}_labels.tif"
+        if not truth.is_file():
+            truth = folder / f"{name}_labels.ome.tif"
+        labels = load_labels(truth)
+    ((data, arguments, kind),) = image_layers(
+        labels.with_array(labels.array, labels.axes), "labels"
+    )
+    arguments |= {"name": f"{name}: true labels", "visible": False}
+    return [*image_layers(image), (data, arguments, kind)]

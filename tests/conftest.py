@@ -21,6 +21,26 @@ settings.load_profile("tttunet")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Without the system's graphics libraries pytest-qt would end the whole run."""
+    try:
+        from qtpy import QtGui  # noqa: F401
+    except Exception:  # no qtpy, no binding, or no libEGL: qtpy raises its own error
+        plugin = pluginmanager.get_plugin("pytest-qt")
+        if plugin is not None:
+            pluginmanager.unregister(plugin)
+
+
+@pytest.fixture(autouse=True)
+def _clean_themes() -> None:
+    """In place of napari's own fixture, which would import napari for every test."""
+
+
+@pytest.fixture(autouse=True)
+def _disable_qt_warnings() -> None:
+    """As `_clean_themes`."""
+
+
 def _reference_folder(variable: str, default: str) -> Path:
     folder = Path(os.environ.get(variable) or REPOSITORY.parent / "shared" / default)
     if not folder.is_dir():

@@ -43,10 +43,31 @@ install_system_packages() {
             apt-get install -y -qq --no-install-recommends "$@" >&2
 }
 
+# Makes sure that the tests of the napari plugin find a screen; without one they are skipped.
+install_screen() {
+    [ "$(uname)" = Linux ] && [ -x /sbin/ldconfig ] || return 0
+    local libraries package sign packages=() missing=()
+    libraries=$(/sbin/ldconfig -p)
+    while read -r package sign; do
+        packages+=("$package")
+        case $sign in
+        -) ;;
+        *.so.*) [[ $libraries == *"$sign "* ]] || missing+=("$package") ;;
+        *) command -v "$sign" >/dev/null || missing+=("$package") ;;
+        esac
+    done < <(grep -v '^#' tools/gui-packages.txt)
+    if [ "${#missing[@]}" -gt 0 ] && ! install_system_packages "${packages[@]}"; then
+        say "The tests of the napari plugin need: sudo apt-get install ${missing[*]}"
+        say "Without these they are skipped."
+    fi
+}
+
 if [ -n "$constraints" ] && [ ! -f "$constraints" ]; then
     say "The constraints file $constraints does not exist."
     exit 1
 fi
+
+case ",$extras," in *,test,*) install_screen ;; esac
 
 # An install without constraints is content with whatever satisfies pyproject.toml.
 project_key="$PWD [$extras] ${PIP_CONSTRAINT:-} $(cat pyproject.toml tools/setup.sh | cksum)"

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from tttunet.cli.batch import batch
 from tttunet.cli.bench import bench_app
 from tttunet.cli.console import show_error
 from tttunet.cli.convert import convert
@@ -29,6 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 app.command()(segment)
+app.command()(batch)
 app.command()(train)
 app.command()(evaluate)
 app.add_typer(models_app)

@@ -189,7 +189,7 @@ def inference(
         report = measure_inference(
             loaded,
             numbers * dim if len(numbers) == 1 else numbers,
-            tile=tile_size(loaded, tile_numbers),
+            tile=tile_size(loaded.config, tile_numbers),
             overlap=overlap,
             rounds=rounds,
             threads=threads,

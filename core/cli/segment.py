@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tttunet.cli import options
 from tttunet.cli.console import ProgressBar, note, show_error
 from tttunet.cli.messages import explain
-from tttunet.errors import ModelError, TTTUNetError
+from tttunet.errors import TTTUNetError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    from tttunet.cli.jobs import Job
-    from tttunet.inference.segment import Result
-    from tttunet.models.config import InstanceDecoding
+    from tttunet.inference.files import FileJob
     from tttunet.models.model import Model
 
 DEFAULT_MODEL = "nuclei"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is the same for all files of a run."""
-
-    model: Model
-    axes: str | None
-    channel: str | None
-    device: str
-    tile: tuple[int, ...] | None
-    overlap: float
-    mirror: bool
-    decoding: InstanceDecoding | None
-    overwrite: bool
-    debug: bool
 
 
 def segment(
@@ -89,6 +69,13 @@ def segment(
         int | None,
         typer.Option(min=0, metavar="PIXELS", help="Drop smaller objects (default: the model's)."),
     ] = None,
+    decoding: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Change a threshold of the model, such as foreground=0.4; may be repeated.",
+        ),
+    ] = None,
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Write NAME_overlay.png: outlines over the image.")
     ] = False,
@@ -99,6 +86,14 @@ def segment(
         ),
     ] = False,
     overwrite: options.Overwrite = False,
+    engine: Annotated[
+        bool,
+        typer.Option(
+            "--engine",
+            help="Compute in a process of its own, which goes on with smaller tiles or on the CPU "
+            "if memory runs out.",
+        ),
+    ] = False,
 ) -> None:
     """Segment images and write label files of the same size.
 
@@ -115,115 +110,98 @@ def segment(
     tttunet segment stack.tif -o results/ --axes ZYX --device cuda
     tttunet segment stained.ome.tif -o results/ --channel DAPI
     """
-    from tttunet.cli.jobs import expand_inputs, plan_jobs
+    settings: dict[str, Any] = {
+        "axes": axes,
+        "channel": channel,
+        "device": device,
+        "overlap": overlap,
+        "mirror": tta,
+    }
+    tile_numbers = () if tile is None else _parse_tile(tile)
+    thresholds = _thresholds(decoding or [], min_size)
+    if engine:
+        from tttunet.cli.batch import run_batch
+        from tttunet.engine.batch import Batch
+
+        plan = Batch(
+            inputs=tuple(inputs),
+            output=output,
+            model=model,
+            overlay=overlay,
+            table=table,
+            tile=tile_numbers,
+            decoding=thresholds,
+            existing="overwrite" if overwrite else "error",
+            **settings,
+        )
+        run_batch(plan.absolute(), debug=bool(context.obj))
+        return
+
+    from tttunet.inference.files import expand_inputs, plan_jobs
 
     jobs = plan_jobs(
-        expand_inputs(inputs), output, overlay=overlay, table=table, overwrite=overwrite
+        expand_inputs(inputs),
+        output,
+        overlay=overlay,
+        table=table,
+        existing="overwrite" if overwrite else "error",
     )
-    tile_numbers = None if tile is None else _parse_tile(tile)
-
     with ProgressBar("Loading the model") as bar:
         from tttunet.inference.device import pick_device
-        from tttunet.inference.segment import tile_size
+        from tttunet.inference.segment import changed_decoding, tile_size
         from tttunet.models.model import load_model
 
         pick_device(device)
         loaded = load_model(model)
-        settings = Settings(
-            model=loaded,
-            axes=axes,
-            channel=channel,
-            device=device,
-            tile=tile_size(loaded, tile_numbers),
-            overlap=overlap,
-            mirror=tta,
-            decoding=_decoding(loaded, min_size),
-            overwrite=overwrite,
-            debug=bool(context.obj),
-        )
-        failures = _run_jobs(jobs, settings, bar)
+        settings |= {
+            "tile": tile_size(loaded.config, tile_numbers),
+            "decoding": changed_decoding(loaded.config, thresholds),
+            "overwrite": overwrite,
+            "note": bar.note,
+        }
+        failures = _run_jobs(jobs, loaded, settings, bar, debug=bool(context.obj))
     if failures:
-        _report_failures(failures, len(jobs))
+        report_failures(failures, len(jobs))
         raise typer.Exit(1)
 
 
-def _run_jobs(jobs: list[Job], settings: Settings, bar: ProgressBar) -> dict[Path, str]:
+def _run_jobs(
+    jobs: list[FileJob], model: Model, settings: dict[str, Any], bar: ProgressBar, debug: bool
+) -> dict[Path, str]:
     """Segment one file after the other; returns what went wrong, by file."""
+    from tttunet.inference.files import describe_count, segment_file
+
     failures: dict[Path, str] = {}
     for index, job in enumerate(jobs):
-        count = f"  {index + 1}/{len(jobs)}" if len(jobs) > 1 else ""
-        bar.describe(f"{job.source.name}{count}")
-        bar.update(index, len(jobs))
+        describe_file(bar, job.source.name, index, len(jobs))
+
+        def update(done: int, tiles: int, index: int = index) -> None:
+            bar.update(index + done / tiles, len(jobs))
+
         try:
-            result = _run_job(job, settings, bar, index, len(jobs))
+            result = segment_file(job, model, progress=update, **settings)
         except Exception as error:
-            if settings.debug and not isinstance(error, TTTUNetError):
+            if debug and not isinstance(error, TTTUNetError):
                 raise
             failures[job.source] = explain(error)
             continue
-        bar.show(_summary(job, result, settings.model))
+        count = describe_count(result.count, model.config)
+        bar.show(summary(job.source, count, result.seconds, job.labels))
     return failures
 
 
-def _run_job(job: Job, settings: Settings, bar: ProgressBar, index: int, total: int) -> Result:
-    from tttunet.imaging import load_image
-    from tttunet.inference.segment import segment as segment_image
-
-    image = load_image(job.source, settings.axes)
-    if settings.channel is not None:
-        image = image.select_channel(settings.channel)
-    elif settings.model.config.plan.channels == "rgb" and image.channels == 3 and not image.rgb:
-        bar.note(
-            f"{job.source}: its three channels are taken as red, green and blue; "
-            "--channel chooses one of them."
-        )
-    result = segment_image(
-        image,
-        settings.model,
-        device=settings.device,
-        tile=settings.tile,
-        overlap=settings.overlap,
-        mirror=settings.mirror,
-        decoding=settings.decoding,
-        progress=lambda done, tiles: bar.update(index + done / tiles, total),
-    )
-    written: list[Path] = []
-    try:
-        for path in _write(job, result, settings):
-            written.append(path)
-    except BaseException:
-        # All files of an image or none; but what they replaced is gone already.
-        for path in [] if settings.overwrite else written:
-            path.unlink(missing_ok=True)
-        raise
-    return result
+def describe_file(bar: ProgressBar, name: str, index: int, total: int) -> None:
+    """Say which file it is."""
+    bar.describe(f"{name}  {index + 1}/{total}" if total > 1 else name)
+    bar.update(index, total)
 
 
-def _write(job: Job, result: Result, settings: Settings) -> Iterator[Path]:
-    """Write one output after the other; gives each path when it is complete."""
-    from tttunet.imaging import save_labels, save_overlay, save_table
-    from tttunet.inference.objects import object_columns, object_table
-
-    image, config, overwrite = result.image, settings.model.config, settings.overwrite
-    semantic = config.task == "semantic"
-    yield save_labels(job.labels, result.labels, image, overwrite=overwrite)
-    if job.overlay is not None:
-        colors = {label.value: label.color for label in config.labels if label.color and semantic}
-        yield save_overlay(job.overlay, image, result.labels, colors=colors, overwrite=overwrite)
-    if job.table is not None:
-        classes = {label.value: label.name for label in config.labels} if semantic else None
-        rows = object_table(result.labels, image, classes)
-        columns = object_columns(image, semantic)
-        yield save_table(job.table, rows, columns=columns, overwrite=overwrite)
+def summary(source: Path | str, count: str, seconds: float, labels: Path | str) -> str:
+    """The line about a file that is done."""
+    return f"{source}: {count}, {seconds:.1f} s -> {labels}"
 
 
-def _summary(job: Job, result: Result, model: Model) -> str:
-    things = "object" if model.config.task == "instance" else "class"
-    plural = "" if result.count == 1 else "s" if things == "object" else "es"
-    return f"{job.source}: {result.count} {things}{plural}, {result.seconds:.1f} s -> {job.labels}"
-
-
-def _report_failures(failures: dict[Path, str], total: int) -> None:
+def report_failures(failures: dict[Path, str], total: int) -> None:
     """Say at the end which files have no result, and why."""
     if total == 1:
         show_error(next(iter(failures.values())))
@@ -243,13 +221,12 @@ def _parse_tile(text: str) -> tuple[int, ...]:
     return size
 
 
-def _decoding(model: Model, min_size: int | None) -> InstanceDecoding | None:
-    rules = model.config.plan.decoding
-    if min_size is None:
-        return rules
-    if rules is None:
-        raise ModelError(
-            f"'{model.config.name}' finds classes, not objects, so --min-size has no meaning.",
-            "Leave it away.",
-        )
-    return rules.model_copy(update={"min_size": min_size})
+def _thresholds(words: list[str], min_size: int | None) -> dict[str, Any]:
+    """`["foreground=0.4"]` to `{"foreground": 0.4}`."""
+    changes: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise typer.BadParameter("write NAME=VALUE", param_hint="--decoding")
+        changes[name] = {"true": True, "false": False}.get(value.lower(), value)
+    return changes if min_size is None else {**changes, "min_size": min_size}

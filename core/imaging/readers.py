@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +30,8 @@ _FORMATS = (
     _Format("NRRD", (b"NRRD000",), (".nrrd", ".nhdr")),
     _Format("BMP", (b"BM",), (".bmp",)),
 )
+#: Stands for the suffix of a folder of DICOM files; their names end in anything.
+_DICOM = "DICOM"
 _LARGEST_LABEL = np.iinfo(np.uint32).max
 
 
@@ -45,10 +49,10 @@ def image_stem(path: str | Path) -> str:
 
 
 def load_image(path: str | Path, axes: str | None = None) -> Image:
-    """Reads an image: TIFF, OME-TIFF, PNG, JPEG, BMP, NIfTI, NRRD or MetaImage.
+    """Reads an image: TIFF, OME-TIFF, PNG, JPEG, BMP, NIfTI, NRRD, MetaImage or a DICOM series.
 
     Args:
-        path: the file.
+        path: the file, or the folder of one DICOM series.
         axes: one letter per dimension of what is stored (T time, C channel, Z, Y, X, S colour
             samples), if the file does not say it or says it wrongly.
 
@@ -66,6 +70,31 @@ def load_image(path: str | Path, axes: str | None = None) -> Image:
             "Export it again from the program that wrote it.",
         )
     return image
+
+
+def load_dicom(path: str | Path) -> list[Image]:
+    """Reads all DICOM series of a folder, or a single DICOM file.
+
+    Returns:
+        One image per series, named by the folder and, if there are several, a number.
+
+    Raises:
+        ImageError: there is no DICOM image, or a series is damaged or incomplete.
+    """
+    path = Path(path)
+    if not itk.is_dicom(path):
+        raise ImageError(f"'{path}' is no DICOM file, nor a folder with DICOM files.")
+    series = itk.dicom_series(path) if path.is_dir() else [[path]]
+    if not series:
+        raise ImageError(
+            f"'{path}' holds no DICOM images.", "Choose the folder below it that has the slices."
+        )
+    names = [path.stem if path.is_file() else path.name]
+    if len(series) > 1:
+        names = [f"{path.name}-{number}" for number in range(1, len(series) + 1)]
+    with _errors_told(path, _DICOM):
+        found = zip(series, names, strict=True)
+        return [itk.read_dicom(files, None, name, path) for files, name in found]
 
 
 def load_labels(path: str | Path, axes: str | None = None) -> Image:
@@ -114,12 +143,29 @@ def _whole_numbers(array: np.ndarray, path: str | Path) -> np.ndarray:
 def _load(path: str | Path, axes: str | None, palette_numbers: bool) -> Image:
     path = Path(path)
     suffix, name = _check_file(path), image_stem(path)
-    try:
+    with _errors_told(path, suffix):
+        if suffix == _DICOM:
+            return _only_series(path, axes)
         if suffix in tiff.SUFFIXES:
             return tiff.read_tiff(path, axes, name)
         if suffix in raster.SUFFIXES:
             return raster.read_raster(path, axes, name, palette_numbers)
         return itk.read_itk(path, suffix, axes, name)
+
+
+def _only_series(folder: Path, axes: str | None) -> Image:
+    series = itk.dicom_series(folder)
+    if len(series) != 1:
+        found = f"{len(series)} DICOM series" if series else "no DICOM images"
+        raise ImageError(f"'{folder}' holds {found}.", "Choose a folder with the slices of one.")
+    return itk.read_dicom(series[0], axes, folder.name, folder)
+
+
+@contextlib.contextmanager
+def _errors_told(path: Path, suffix: str) -> Iterator[None]:
+    """Turns whatever the decoders raise into one sentence that names the file."""
+    try:
+        yield
     except TTTUNetError:
         raise
     except ImportError as error:
@@ -136,7 +182,7 @@ def _load(path: str | Path, axes: str | None, palette_numbers: bool) -> Image:
                 f"'{path}' has axes that are not at right angles.",
                 "Resample it to a regular grid, e.g. in 3D Slicer.",
             ) from error
-        content = _recognise(path)
+        content = _recognise(path) if path.is_file() else None
         if content is not None and suffix not in content.suffixes:
             raise ImageError(
                 f"'{path}' is a {content.name} file, but its name ends in {suffix}.",
@@ -164,7 +210,11 @@ def _check_file(path: Path) -> str:
     except (OSError, ValueError) as error:
         raise ImageError(f"'{path}' does not exist.", "Check the name and the folder.") from error
     if path.is_dir():
-        raise ImageError(f"'{path}' is a folder.", "Give the name of an image file.")
+        if os.access(path, os.R_OK) and itk.is_dicom(path):
+            return _DICOM
+        raise ImageError(
+            f"'{path}' is a folder.", "Give an image file, or a folder of DICOM files."
+        )
     suffix = image_suffix(path)
     if not suffix:
         raise ImageError(

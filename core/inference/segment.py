@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from tttunet.errors import ImageError, ModelError
 from tttunet.imaging import Image, normalise, prepare_channels
@@ -20,15 +21,21 @@ from tttunet.inference.instances import decode_instances
 from tttunet.inference.tiled import (
     Cancel,
     Progress,
+    TileDone,
     instance_activation,
     predict,
     semantic_activation,
 )
-from tttunet.models.config import InstanceDecoding
+from tttunet.models.card import first_problem
+from tttunet.models.config import InstanceDecoding, ModelConfig
 from tttunet.models.model import Model
 
 #: Automatic tiles are at most this many times the training patch along every axis.
 TILE_FACTOR = 2
+
+#: maps_done(index, maps): the plane's place on the leading axes of the labels, [K, *spatial]
+#: float32, or None for a constant plane, which the network does not see.
+MapsDone = Callable[[tuple[int, ...], np.ndarray | None], None]
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,9 @@ def segment(
     decoding: InstanceDecoding | None = None,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
+    tile_done: TileDone | None = None,
+    maps_done: MapsDone | None = None,
+    stitch_on_cpu: bool = False,
 ) -> Result:
     """Segment an image of any size.
 
@@ -87,6 +97,10 @@ def segment(
         decoding: replaces the model's thresholds for instances.
         progress: called with (tiles done, tiles in all).
         cancel: asked before every tile; True raises `Cancelled`.
+        tile_done: receives every tile's place in the labels and the network's maps, as for
+            `predict`.
+        maps_done: receives the blended maps of every plane.
+        stitch_on_cpu: keep the maps out of the GPU's memory.
 
     Returns:
         Labels on the image's grid.
@@ -98,48 +112,37 @@ def segment(
     """
     start = time.perf_counter()
     config = model.config
-    dim = config.network.dim
-    if len(image.spatial_axes) < dim:
-        raise ImageError(
-            f"'{image.name}' has the axes {image.axes}, but '{config.name}' takes volumes.",
-            "Choose a 2D model, or state the axes if the first one is Z (--axes ZYX).",
-        )
-    if math.prod(image.spatial_shape) == 1:
-        raise ImageError(
-            f"'{image.name}' has a single pixel: there is nothing to segment.",
-            "Check the axes and the file.",
-        )
+    _check_dimensions(image, config)
     target = pick_device(device)
-    planes = _planes(image, model)
-    lead = planes.shape[: planes.ndim - 1 - dim]
-    planes = planes.reshape(-1, *planes.shape[-1 - dim :])
-    labels = []
-    for index, plane in enumerate(planes):
-        report = None if progress is None else _shifted(progress, index, len(planes))
-        labels.append(
-            predict_labels(
-                model,
-                plane,
-                device=target,
-                tile=tile,
-                overlap=overlap,
-                mirror=mirror,
-                decoding=decoding,
-                progress=report,
-                cancel=cancel,
-            )
+    lead = leading_shape(image, config)
+    labels = np.zeros((*lead, *image.spatial_shape[-config.network.dim :]), label_dtype(config))
+    highest, count = 0, math.prod(lead)
+    for number, (index, plane) in enumerate(
+        zip(np.ndindex(lead), _planes(image, model), strict=True)
+    ):
+        found = predict_labels(
+            model,
+            plane,
+            decoding=decoding,
+            maps_done=None if maps_done is None else _at(maps_done, index),
+            device=target,
+            tile=tile,
+            overlap=overlap,
+            mirror=mirror,
+            progress=None if progress is None else _shifted(progress, number, count),
+            cancel=cancel,
+            tile_done=None if tile_done is None else _placed(tile_done, index),
+            stitch_on_cpu=stitch_on_cpu,
         )
-    if config.task == "instance":
-        labels = _distinct(labels)
+        highest = place_labels(labels, index, found, config, highest)
     settings = {
         "device": str(target),
-        "tile": list(tile or automatic_tile(model)),
+        "tile": list(tile or automatic_tile(config)),
         "overlap": overlap,
         "mirror": mirror,
     }
-    stacked = np.stack(labels).reshape(*lead, *labels[0].shape)
     name = f"{config.name} {config.version}"
-    return Result(stacked, image, name, time.perf_counter() - start, settings)
+    return Result(labels, image, name, time.perf_counter() - start, settings)
 
 
 def predict_maps(
@@ -152,11 +155,14 @@ def predict_maps(
     mirror: bool = False,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
+    tile_done: TileDone | None = None,
+    stitch_on_cpu: bool = False,
 ) -> np.ndarray:
     """The network's maps of one normalised array.
 
     Args:
         array: [C, *spatial] float32, normalised by the model's plan.
+        tile_done: as for `predict`.
         The others are those of `segment`.
 
     Returns:
@@ -169,77 +175,163 @@ def predict_maps(
         accelerated(model.network.to(device).eval()),
         array,
         instance_activation if config.task == "instance" else semantic_activation,
-        tile=tile or automatic_tile(model),
+        tile=tile or automatic_tile(config),
         stride=config.network.total_stride,
         overlap=overlap,
         mirror_axes=config.plan.mirror_axes if mirror else (),
         device=device,
         progress=progress,
         cancel=cancel,
+        tile_done=tile_done,
+        stitch_on_cpu=stitch_on_cpu,
     )
 
 
 def predict_labels(
-    model: Model, array: np.ndarray, *, decoding: InstanceDecoding | None = None, **options: Any
+    model: Model,
+    array: np.ndarray,
+    *,
+    decoding: InstanceDecoding | None = None,
+    maps_done: Callable[[np.ndarray | None], None] | None = None,
+    **options: Any,
 ) -> np.ndarray:
     """Labels of one normalised array; a constant one is background everywhere.
 
     Args:
         array: [C, *spatial] float32, normalised by the model's plan.
         decoding: replaces the model's thresholds for instances.
+        maps_done: receives the maps; None for a constant array.
         options: those of `predict_maps`.
 
     Returns:
         [*spatial] uint32 instances, or classes as uint8 (uint16 above 255 classes).
     """
-    config = model.config
-    values = np.array([0, *(label.value for label in config.labels)])
-    values = values.astype(np.uint8 if values.max() < 256 else np.uint16)
-    if np.ptp(array) == 0:
-        dtype = np.uint32 if config.task == "instance" else values.dtype
-        return np.zeros(array.shape[1:], dtype)
-    maps = predict_maps(model, array, **options)
+    maps = None if np.ptp(array) == 0 else predict_maps(model, array, **options)
+    if maps_done is not None:
+        maps_done(maps)
+    if maps is None:
+        return np.zeros(array.shape[1:], label_dtype(model.config))
+    return decode_maps(maps, model.config, decoding)
+
+
+def decode_maps(
+    maps: np.ndarray, config: ModelConfig, decoding: InstanceDecoding | None = None
+) -> np.ndarray:
+    """Labels from the network's maps.
+
+    Args:
+        maps: [K, *spatial] float32, see `predict_maps`.
+        config: of the model.
+        decoding: replaces the model's thresholds for instances.
+
+    Returns:
+        [*spatial] of `label_dtype`.
+    """
     if config.task == "instance":
         rules = decoding or config.plan.decoding
         assert rules is not None
         return decode_instances(maps, rules)
-    return values[maps.argmax(0)]
+    return _class_values(config)[maps.argmax(0)]
 
 
-def tile_size(model: Model, size: Sequence[int] | None) -> tuple[int, ...] | None:
-    """A tile with a number for every axis of the model; None if no size is given.
+def label_dtype(config: ModelConfig) -> np.dtype:
+    """uint32 for instances, uint8 for classes (uint16 above 255)."""
+    return np.dtype(np.uint32) if config.task == "instance" else _class_values(config).dtype
+
+
+def _class_values(config: ModelConfig) -> np.ndarray:
+    values = np.array([0, *(label.value for label in config.labels)])
+    return values.astype(np.uint8 if values.max() < 256 else np.uint16)
+
+
+def place_labels(
+    labels: np.ndarray, index: tuple[int, ...], found: np.ndarray, config: ModelConfig, highest: int
+) -> int:
+    """Put the labels of one plane among the others, objects numbered on from `highest`.
+
+    Returns:
+        The highest number so far.
+    """
+    if config.task == "instance" and highest:
+        found = np.where(found > 0, found + np.uint32(highest), np.uint32(0))
+    labels[index] = found
+    return max(highest, int(found.max(initial=0)))
+
+
+def changed_decoding(config: ModelConfig, changes: Mapping[str, Any]) -> InstanceDecoding | None:
+    """The model's thresholds with some of them changed.
+
+    Raises:
+        ModelError: the model finds classes, or a threshold is unknown or out of range.
+    """
+    rules = config.plan.decoding
+    if not changes:
+        return rules
+    if rules is None:
+        raise ModelError(
+            f"'{config.name}' finds classes, not objects, so {', '.join(changes)} has no meaning.",
+            "Leave it away.",
+        )
+    try:
+        return InstanceDecoding.model_validate(rules.model_dump() | dict(changes))
+    except ValidationError as error:
+        known = ", ".join(InstanceDecoding.model_fields)
+        raise ModelError(
+            f"A threshold is wrong: {first_problem(error)}.", f"There are {known}."
+        ) from error
+
+
+def tile_size(config: ModelConfig, size: Sequence[int]) -> tuple[int, ...] | None:
+    """A tile with a number for every axis of the model; None if `size` is empty.
 
     Raises:
         ModelError: neither one number nor one for every axis.
     """
-    if not size:
-        return None
-    dim = model.config.network.dim
-    if len(size) not in (1, dim):
+    dim = config.network.dim
+    if len(size) not in (0, 1, dim):
         raise ModelError(
-            f"--tile has {len(size)} numbers, but '{model.config.name}' is a {dim}D model.",
+            f"The tile has {len(size)} numbers, but '{config.name}' is a {dim}D model.",
             f"Give one number, or {dim}.",
         )
-    return tuple(size) * (dim if len(size) == 1 else 1)
+    return tuple(size) * (dim if len(size) == 1 else 1) or None
 
 
-def automatic_tile(model: Model) -> tuple[int, ...]:
+def automatic_tile(config: ModelConfig) -> tuple[int, ...]:
     """Twice the training patch along every axis: fewer seams, memory still bounded."""
-    return tuple(TILE_FACTOR * size for size in model.config.plan.patch_size)
+    return tuple(TILE_FACTOR * size for size in config.plan.patch_size)
 
 
-def _planes(image: Image, model: Model) -> np.ndarray:
-    """[(T,) (Z,) C, *spatial] float32: every entry of the leading axes is one network input.
+def leading_shape(image: Image, config: ModelConfig) -> tuple[int, ...]:
+    """Sizes of the axes of the labels that are taken one by one: frames, and slices in 2D."""
+    frames = (image.array.shape[0],) if "T" in image.axes else ()
+    slices = image.spatial_shape[: image.ndim_spatial - config.network.dim]
+    return (*frames, *slices)
 
-    Percentiles are those of the whole time point or stack, so that slices stay comparable.
+
+def _check_dimensions(image: Image, config: ModelConfig) -> None:
+    if image.ndim_spatial < config.network.dim:
+        raise ImageError(
+            f"'{image.name}' has the axes {image.axes}, but '{config.name}' takes volumes.",
+            "Choose a 2D model, or state the axes if the first one is Z (--axes ZYX).",
+        )
+    if math.prod(image.spatial_shape) == 1:
+        raise ImageError(
+            f"'{image.name}' has a single pixel: there is nothing to segment.",
+            "Check the axes and the file.",
+        )
+
+
+def _planes(image: Image, model: Model) -> Iterator[np.ndarray]:
+    """[C, *spatial] float32 for every entry of the leading axes, the last axis fastest.
+
+    Percentiles are those of the whole time point or stack, so that slices stay comparable. Only
+    one time point is in memory.
     """
     plan, network = model.config.plan, model.config.network
     channels = prepare_channels(image, plan.channels, network.input_channels)
-    frames = channels if "T" in image.axes else channels[None]
-    frames = np.stack([normalise(f, plan.normalisation, plan.percentiles) for f in frames])
-    if len(image.spatial_axes) > network.dim:
-        frames = frames.swapaxes(1, 2)
-    return frames if "T" in image.axes else frames[0]
+    for frame in channels if "T" in image.axes else channels[None]:
+        normal = normalise(frame, plan.normalisation, plan.percentiles)
+        yield from normal.swapaxes(0, 1) if image.ndim_spatial > network.dim else normal[None]
 
 
 def _shifted(progress: Progress, index: int, count: int) -> Progress:
@@ -247,10 +339,11 @@ def _shifted(progress: Progress, index: int, count: int) -> Progress:
     return lambda done, total: progress(index * total + done, count * total)
 
 
-def _distinct(labels: list[np.ndarray]) -> list[np.ndarray]:
-    """Number the objects of all planes consecutively."""
-    shifted, highest = [], 0
-    for plane in labels:
-        shifted.append(np.where(plane > 0, plane + np.uint32(highest), 0).astype(np.uint32))
-        highest = max(highest, int(shifted[-1].max(initial=0)))
-    return shifted
+def _at(maps_done: MapsDone, index: tuple[int, ...]) -> Callable[[np.ndarray | None], None]:
+    return lambda maps: maps_done(index, maps)
+
+
+def _placed(tile_done: TileDone, index: tuple[int, ...]) -> TileDone:
+    """From a place in one plane to the place in the labels."""
+    lead = tuple(slice(i, i + 1) for i in index)
+    return lambda place, maps: tile_done((*lead, *place), maps)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tttunet.errors import OutputError
-from tttunet.files import atomic_write, check_output
+from tttunet.files import atomic_write, check_output, remove_leftovers
 
 
 def fail_halfway(path: Path, error: BaseException) -> None:
@@ -80,6 +80,22 @@ def test_system_errors_become_one_sentence(tmp_path: Path, error: OSError, words
 def test_other_oserrors_of_the_caller_pass(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="cannot write mode"), atomic_write(tmp_path / "a.txt"):
         raise OSError("cannot write mode F as PNG")
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    target = tmp_path / "a[1].tif"
+    process = os.fork() if hasattr(os, "fork") else pytest.skip("needs fork")
+    if not process:
+        with atomic_write(target) as temporary:
+            temporary.write_text("half")
+            os._exit(0)
+    os.waitpid(process, 0)
+    others = [tmp_path / "a[1].tif", tmp_path / "01234567-a[1].tif", tmp_path / ".1-a[1].tif"]
+    for other in others:
+        other.write_text("")
+    assert len(list(tmp_path.iterdir())) == 4
+    remove_leftovers(target)
+    assert sorted(tmp_path.iterdir()) == sorted(others)
 
 
 def test_bad_targets(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tttunet.cli.jobs import expand_inputs, plan_jobs
 from tttunet.errors import ImageError, OutputError
+from tttunet.inference.files import expand_inputs, plan_jobs
 
 
 def touch(folder: Path, *names: str) -> list[Path]:
@@ -109,7 +109,7 @@ def test_label_file_of_an_unknown_type(tmp_path: Path, output: str):
 def test_input_is_never_overwritten(tmp_path: Path):
     sources = touch(tmp_path, "a_labels.ome.tif")
     with pytest.raises(OutputError, match="is an input"):
-        plan_jobs(sources, str(sources[0]), overwrite=True)
+        plan_jobs(sources, str(sources[0]), existing="overwrite")
 
 
 def test_all_outputs_are_checked_first(tmp_path: Path):
@@ -117,3 +117,18 @@ def test_all_outputs_are_checked_first(tmp_path: Path):
     touch(tmp_path / "out", "b_overlay.png")
     with pytest.raises(OutputError, match=r"b_overlay.png' exists already"):
         plan_jobs(sources, str(tmp_path / "out"), overlay=True)
+
+
+def test_ending_and_format_are_chosen(tmp_path: Path):
+    sources = touch(tmp_path, "a.png", "b.nii.gz", "old_cells.tif")
+    assert [p.name for p in expand_inputs([str(tmp_path)], "_cells")] == ["a.png", "b.nii.gz"]
+    jobs = plan_jobs(sources[:2], str(tmp_path / "out"), ending="_cells", suffix=".nrrd")
+    assert [job.labels.name for job in jobs] == ["a_cells.nrrd", "b_cells.nrrd"]
+
+
+def test_complete_needs_every_file(tmp_path: Path):
+    sources = touch(tmp_path, "a.png")
+    touch(tmp_path / "out", "a_labels.ome.tif")
+    (labels,) = plan_jobs(sources, str(tmp_path / "out"), existing="skip")
+    (both,) = plan_jobs(sources, str(tmp_path / "out"), existing="skip", table=True)
+    assert (labels.complete, both.complete) == (True, False)

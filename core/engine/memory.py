@@ -1,0 +1,187 @@
+"""Memory: what there is, and what a segmentation needs."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tttunet.models.config import ModelConfig
+    from tttunet.models.model import Model
+
+#: Maps of the first stage's width that are in memory at once in the last decoder stage, those
+#: that the heap keeps counted; bytes per pixel that finding objects takes beside the maps; and
+#: what libraries take, OpenVINO's compiled networks among them. Measured:
+#: tests/engine/test_memory_peaks.py.
+ACTIVATION_MAPS = 9.0
+DECODE_BYTES = 90
+OVERHEAD = 128 * 2**20
+_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, NumPy or PyTorch says that memory ran out."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _MESSAGES)
+
+
+def host_memory() -> tuple[int | None, int | None]:
+    """Bytes of memory in all and available; None where the system does not say."""
+    total = available = None
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                available = int(line.split()[1]) * 1024
+    limit, used = (_cgroup(name) for name in ("memory.max", "memory.current"))
+    if limit is not None and total is not None and limit < total:
+        total = limit
+        if available is not None and used is not None:
+            available = min(available, limit - used)
+    return total, available
+
+
+def _cgroup(name: str) -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        return int((Path("/sys/fs/cgroup") / name).read_text())
+    return None
+
+
+def device_memory(device: str) -> tuple[int | None, int | None]:
+    """Bytes of memory of a device, in all and available."""
+    if device.startswith("cuda"):
+        import torch
+
+        available, total = torch.cuda.mem_get_info(torch.device(device))
+        return total, available
+    return host_memory()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a segmentation needs, without the program itself.
+
+    Attributes:
+        tile: the tile size.
+        tiles: tiles in all planes.
+        work: pixels that the network computes, flips counted.
+        host, device: bytes in the computer's and in the GPU's memory; `device` is 0 on the CPU.
+    """
+
+    tile: tuple[int, ...]
+    tiles: int
+    work: int
+    host: int
+    device: int
+
+
+def estimate(
+    config: ModelConfig,
+    spatial: Sequence[int],
+    planes: int = 1,
+    *,
+    tile: Sequence[int],
+    overlap: float = 0.25,
+    mirror: bool = False,
+    itemsize: int = 1,
+    on_gpu: bool = False,
+) -> Estimate:
+    """Predict memory and work.
+
+    Args:
+        config: of the model.
+        spatial: size of what the network takes at once: a plane in 2D, a volume in 3D.
+        planes: how many of these.
+        tile: tile size.
+        overlap, mirror: as for `segment`.
+        itemsize: bytes per value of the image.
+        on_gpu: the network runs there.
+    """
+    from tttunet.imaging.tiles import tile_grid
+    from tttunet.inference.tiled import BATCH_PIXELS, BATCH_TILES, padded_shape
+
+    network, task = config.network, config.task
+    padded = padded_shape(spatial, network.total_stride)
+    size = tuple(
+        min(round_up(t, s), n) for t, s, n in zip(tile, network.total_stride, padded, strict=True)
+    )
+    tiles = len(list(tile_grid(padded, size, overlap)))
+    pixels, tile_pixels = math.prod(spatial), math.prod(size)
+    batch = min(tiles, max(1, min(BATCH_TILES, BATCH_PIXELS // tile_pixels)))
+    inputs, outputs = network.input_channels, network.output_channels
+
+    computing = int(4 * batch * tile_pixels * _maps_at_once(config)) + _weight_bytes(config)
+    if tiles == 1:
+        maps, stitching = 4 * outputs * pixels, 4 * inputs * tile_pixels
+    else:
+        maps = 4 * (outputs + 1) * pixels
+        stitching = 4 * (2 * (inputs + outputs) * batch + 1) * tile_pixels
+    # The likeliest class is sought in a copy of the maps.
+    decoding = pixels * (DECODE_BYTES if task == "instance" else 4 * outputs + 8)
+    label_bytes = 4 if task == "instance" else 1
+    # The image and the labels lie in the folder that both processes share, the labels also here.
+    files = pixels * planes * (inputs * itemsize + 2 * label_bytes)
+    frame = 4 * inputs * pixels
+    running = stitching + (0 if on_gpu else computing)
+    host = OVERHEAD + files + frame + maps + max(running, decoding)
+    flips = 2 ** len(config.plan.mirror_axes) if mirror else 1
+    return Estimate(
+        tile=size,
+        tiles=tiles * planes,
+        work=tiles * planes * tile_pixels * flips,
+        host=host,
+        device=computing + stitching if on_gpu else 0,
+    )
+
+
+def _maps_at_once(config: ModelConfig) -> float:
+    """Values per pixel of a tile that the network holds at its peak, in the last decoder stage.
+
+    There are some maps of the first stage, the skip connections of the others, and the output.
+    """
+    network = config.network
+    skips, scale = 0.0, 1.0
+    for features, stride in zip(network.features, network.strides, strict=True):
+        scale /= math.prod(stride)
+        skips += features * scale
+    return ACTIVATION_MAPS * network.features[0] + skips + 2 * network.output_channels
+
+
+def _weight_bytes(config: ModelConfig) -> int:
+    if config.weights is not None:
+        return config.weights.bytes
+    import torch
+
+    from tttunet.networks import build_network
+
+    with torch.device("meta"):  # never saved
+        network = build_network(config.network)
+    return 4 * sum(parameter.numel() for parameter in network.parameters())
+
+
+def round_up(length: int, step: int) -> int:
+    return -(-length // step) * step
+
+
+def release(model: Model | None = None) -> None:
+    """Give the memory of GPUs back."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        return
+    if model is not None:
+        model.network.to("cpu")
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()

@@ -1,0 +1,369 @@
+"""What the client and the worker say to each other: typed, versioned, plain data.
+
+Only the standard library: 3D Slicer's Python reads this file too. Arrays never travel in a
+message; they lie in files of the job's folder (`exchange`), which a message names.
+"""
+
+from __future__ import annotations
+
+import os
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+#: Raised whenever a message changes its meaning.
+PROTOCOL = 1
+
+_KINDS: dict[str, type] = {}
+
+
+class ProtocolError(ValueError):
+    """A message that this side does not understand."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """Base of all messages; `kind` tells them apart on the wire."""
+
+    kind: ClassVar[str]
+
+    def __init_subclass__(cls, kind: str = "", **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if kind:
+            cls.kind = kind
+            _KINDS[kind] = cls
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, **asdict(self)}
+
+
+def from_dict(data: dict[str, Any]) -> Any:
+    """The message that `to_dict` wrote.
+
+    Raises:
+        ProtocolError: unknown kind, or missing or unknown fields.
+    """
+    values = dict(data)
+    kind = values.pop("kind", None)
+    if kind not in _KINDS:
+        raise ProtocolError(f"There is no message of the kind '{kind}'.")
+    return _build(_KINDS[kind], values, str(kind))
+
+
+def _build(cls: type, values: dict[str, Any], where: str) -> Any:
+    known = {f.name for f in fields(cls)}
+    if values.keys() - known:
+        raise ProtocolError(f"Message '{where}' has unknown fields: {values.keys() - known}.")
+    hints = typing.get_type_hints(cls)
+    try:
+        return cls(**{name: _value(hints[name], value) for name, value in values.items()})
+    except TypeError as error:
+        raise ProtocolError(f"Message '{where}' is incomplete: {error}.") from error
+
+
+def _value(hint: Any, value: Any) -> Any:
+    """JSON knows lists and objects only: back to tuples and dataclasses."""
+    if isinstance(value, list) and typing.get_origin(hint) is not list:
+        return tuple(tuple(x) if isinstance(x, list) else x for x in value)
+    if isinstance(value, dict):
+        parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        for part in parts:
+            if isinstance(part, type) and is_dataclass(part):
+                return _build(part, value, part.__name__)
+    return value
+
+
+# What both speak about
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """An image by its array file, or by the path of an image file.
+
+    Attributes:
+        array: an .npy file in the job's folder; empty: `path` is read.
+        path: where the image comes from.
+        axes: one letter per axis, from TCZYX; empty: as the file says.
+        spacing, origin: per spatial axis, in `unit`.
+        direction: rows of the direction matrix, array axis order; empty: identity.
+        unit: `micrometer`, `millimeter` or None for pixels.
+        rgb: the channels are colours.
+        name: for messages.
+    """
+
+    array: str = ""
+    path: str = ""
+    axes: str = ""
+    spacing: tuple[float, ...] = ()
+    origin: tuple[float, ...] = ()
+    direction: tuple[tuple[float, ...], ...] = ()
+    unit: str | None = None
+    channel_names: tuple[str, ...] = ()
+    rgb: bool = False
+    name: str = "image"
+
+
+def package_version() -> str:
+    """The version of this side's package."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("napari-tttunet")
+    except PackageNotFoundError:
+        return "0+unknown"  # a source tree that is not installed
+
+
+def model_reference(name_or_path: str) -> str:
+    """A model's name as it is, its path made absolute: the worker runs in another folder."""
+    is_path = "/" in name_or_path or os.sep in name_or_path or name_or_path.startswith((".", "~"))
+    return str(Path(name_or_path).expanduser().absolute()) if is_path else name_or_path
+
+
+# Requests
+
+
+@dataclass(frozen=True)
+class Hello(Message, kind="hello"):
+    """The first request to a new worker."""
+
+    protocol: int = PROTOCOL
+
+
+@dataclass(frozen=True)
+class Segment(Message, kind="segment"):
+    """Segment an image.
+
+    Attributes:
+        image: what.
+        model: name or folder.
+        output: the .npy file that receives the labels.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        tile: tile size; empty: automatic.
+        overlap: share of a tile that neighbours share.
+        mirror: average over flips.
+        decoding: changed thresholds of the instance decoding.
+        maps: the .npy file that receives the network's maps, [K, *labels]; empty: not wanted.
+        preview: the .npy file that receives finished tiles, which `Partial` tells of: foreground
+            or classes; empty: not wanted.
+        channel: name or number of the one channel to segment; empty: all.
+    """
+
+    image: ImageRef
+    model: str
+    output: str
+    device: str = "auto"
+    tile: tuple[int, ...] = ()
+    overlap: float = 0.25
+    mirror: bool = False
+    decoding: dict[str, Any] = field(default_factory=dict)
+    maps: str = ""
+    preview: str = ""
+    channel: str = ""
+
+
+@dataclass(frozen=True)
+class Decode(Message, kind="decode"):
+    """Decode the maps of the last `Segment` again, with other thresholds.
+
+    Attributes:
+        output: the .npy file that receives the labels.
+        decoding: changed thresholds; the others are the model's.
+        maps_id: of the segmentation that is meant, from its result; empty: the last one.
+    """
+
+    output: str
+    decoding: dict[str, Any] = field(default_factory=dict)
+    maps_id: str = ""
+
+
+@dataclass(frozen=True)
+class Estimate(Message, kind="estimate"):
+    """What a `Segment` would need; nothing is computed."""
+
+    shape: tuple[int, ...]
+    axes: str
+    model: str
+    dtype: str = "uint8"
+    device: str = "auto"
+    tile: tuple[int, ...] = ()
+    overlap: float = 0.25
+    mirror: bool = False
+
+
+@dataclass(frozen=True)
+class Train(Message, kind="train"):
+    """Train a model; the arguments are those of `tttunet.train`."""
+
+    dataset: str
+    output: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluate(Message, kind="evaluate"):
+    """Compare label files, or arrays by their .npy files; see `tttunet.evaluate`."""
+
+    pred: str
+    truth: str
+    task: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Batch(Message, kind="batch"):
+    """Segment files; `plan` is the content of a batch file, see `tttunet.engine.batch`."""
+
+    plan: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ListModels(Message, kind="list_models"):
+    """The models that are known by name, with their cards."""
+
+
+@dataclass(frozen=True)
+class AddModel(Message, kind="add_model"):
+    """Check a model and copy it into the user's library.
+
+    Attributes:
+        source: a model's folder, or with `convert` a checkpoint of the authors' code.
+        name: in the library; empty: the model's own.
+        overwrite: replace the user's model of that name.
+        options: of the conversion, see `tttunet.models.convert_checkpoint`.
+    """
+
+    source: str
+    name: str = ""
+    overwrite: bool = False
+    convert: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RemoveModel(Message, kind="remove_model"):
+    """Delete a model from the user's library."""
+
+    name: str
+
+
+# Events
+
+
+@dataclass(frozen=True)
+class Queued(Message, kind="queued"):
+    """`ahead` jobs are before this one."""
+
+    ahead: int = 0
+
+
+@dataclass(frozen=True)
+class Started(Message, kind="started"):
+    """The worker has begun; `cold` if it had to be started for this job."""
+
+    cold: bool = False
+
+
+@dataclass(frozen=True)
+class Progress(Message, kind="progress"):
+    """fraction in [0, 1] of `stage`; `eta`: seconds to go, None if unknown."""
+
+    fraction: float
+    stage: str
+    eta: float | None = None
+
+
+@dataclass(frozen=True)
+class Log(Message, kind="log"):
+    level: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Partial(Message, kind="partial"):
+    """A finished part of the output: slices [start, stop) per axis of the label array."""
+
+    bounds: tuple[tuple[int, int], ...]
+    file: str
+
+
+@dataclass(frozen=True)
+class FileStatus(Message, kind="file"):
+    """Where file `index` of the `total` of a batch is.
+
+    Attributes:
+        state: `running`, `done`, `skipped` or `failed`.
+        source, labels: the files.
+        text: `3 objects`, or why it failed.
+        seconds: of a file that is done.
+    """
+
+    index: int
+    total: int
+    state: str
+    source: str
+    labels: str
+    text: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Metric(Message, kind="metric"):
+    """A point of the training curve."""
+
+    step: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Done(Message, kind="done"):
+    """The job's result; arrays lie in the files that the request named."""
+
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failed(Message, kind="failed"):
+    """The job could not be done.
+
+    Attributes:
+        problem: `input`, `memory`, `disk`, `version`, `worker` (it does not start) or `defect`.
+        message: what is wrong, in one sentence.
+        hint: what to do about it.
+        details: the traceback of a defect.
+    """
+
+    problem: str
+    message: str
+    hint: str = ""
+    details: str = ""
+
+
+@dataclass(frozen=True)
+class Cancelled(Message, kind="cancelled"):
+    """The user stopped the job."""
+
+
+@dataclass(frozen=True)
+class Lost(Message, kind="lost"):
+    """The worker died; the next job starts a new one."""
+
+    message: str
+    hint: str = ""
+
+
+Event = (
+    Queued
+    | Started
+    | Progress
+    | Log
+    | Partial
+    | FileStatus
+    | Metric
+    | Done
+    | Failed
+    | Cancelled
+    | Lost
+)
+TERMINAL = (Done, Failed, Cancelled, Lost)

@@ -1,0 +1,112 @@
+"""A batch in the worker: file by file, telling where each one is."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any
+
+from tttunet.engine.batch import Batch
+from tttunet.engine.memory import is_out_of_memory
+from tttunet.engine.messages import FileStatus
+from tttunet.engine.models import LoadedModels
+from tttunet.engine.segmenting import segment_in_memory
+from tttunet.engine.worker import Reporter
+from tttunet.errors import Cancelled, OutputError, TTTUNetError
+from tttunet.files import remove_leftovers
+from tttunet.inference.device import pick_device
+from tttunet.inference.files import FileJob, describe_count, expand_inputs, plan_jobs, segment_file
+from tttunet.inference.segment import changed_decoding, tile_size
+
+
+def run_batch(batch: Batch, reporter: Reporter, models: LoadedModels) -> dict[str, Any]:
+    """Segment the files of a batch; one that fails does not stop the others.
+
+    Returns:
+        Numbers of files `done`, `skipped` and `failed`, and a record per file.
+
+    Raises:
+        TTTUNetError: nothing can be done at all: no images, no such model, ...
+        Cancelled: the reporter said so; files that are done stay.
+    """
+    jobs = plan_jobs(
+        expand_inputs(batch.inputs, batch.ending),
+        batch.output,
+        overlay=batch.overlay,
+        table=batch.table,
+        existing=batch.existing,
+        ending=batch.ending,
+        suffix="" if batch.format == "auto" else batch.format,
+    )
+    pick_device(batch.device)
+    reporter.stage("loading the model")
+    folder, model = models.get(batch.model)
+    decoding = changed_decoding(model.config, batch.decoding)
+    options: dict[str, Any] = {
+        "axes": batch.axes,
+        "channel": batch.channel,
+        "device": batch.device,
+        "tile": tile_size(model.config, batch.tile),
+        "overlap": batch.overlap,
+        "mirror": batch.mirror,
+        "decoding": decoding,
+        "cancel": reporter.is_cancelled,
+        "note": reporter.log,
+        "compute": functools.partial(
+            segment_in_memory, reporter=reporter, models=models, folder=folder
+        ),
+    }
+    start, states = time.monotonic(), []
+    for index, job in enumerate(jobs):
+        if reporter.is_cancelled():
+            raise Cancelled("The batch was cancelled.", "Go on with it by starting it again.")
+
+        def update(done: float, total: float, index: int = index) -> None:
+            reporter.progress("segmenting", index + done / total, len(jobs))
+
+        tell = _Teller(reporter, index, len(jobs), job)
+        if batch.existing == "skip" and job.complete:
+            states.append(tell("skipped"))
+            continue
+        tell("running")
+        update(0, 1)
+        try:
+            # What is there in part is left from an interruption.
+            overwrite = batch.existing != "error"
+            for path in job.outputs if overwrite else ():
+                remove_leftovers(path)
+            result = segment_file(job, model, overwrite=overwrite, progress=update, **options)
+        except Cancelled:
+            raise
+        except Exception as error:
+            states.append(tell("failed", _reason(error)))
+            if isinstance(error, OutputError) and "disk is full" in str(error):
+                raise
+            continue
+        count = describe_count(result.count, model.config)
+        states.append(tell("done", count, result.seconds))
+    return {
+        **{name: states.count(name) for name in ("done", "skipped", "failed")},
+        "seconds": time.monotonic() - start,
+    }
+
+
+class _Teller:
+    """Tells the state of one file."""
+
+    def __init__(self, reporter: Reporter, index: int, total: int, job: FileJob) -> None:
+        self._reporter, self._place = reporter, (index, total)
+        self._files = str(job.source), str(job.labels)
+
+    def __call__(self, state: str, text: str = "", seconds: float = 0.0) -> str:
+        self._reporter.send(FileStatus(*self._place, state, *self._files, text, seconds))
+        return state
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TTTUNetError):
+        return str(error)
+    if is_out_of_memory(error):
+        return "There is not enough memory."
+    text = (str(error).strip().splitlines() or [""])[0]
+    return f"Unexpected {type(error).__name__}{f': {text}' if text else ''}."

@@ -1,0 +1,295 @@
+"""From image files to label files: what is read and written, and the way between them.
+
+Which files these are is decided and checked before any work, without a model.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tttunet.errors import ImageError, OutputError
+from tttunet.files import check_output
+from tttunet.imaging.readers import SUFFIXES, image_stem, image_suffix
+from tttunet.imaging.writers import LABEL_SUFFIXES
+
+if TYPE_CHECKING:
+    from tttunet.imaging import Image
+    from tttunet.inference.segment import Result
+    from tttunet.models.config import ModelConfig
+    from tttunet.models.model import Model
+
+#: Labels of these formats keep the format and with it the geometry; all others become OME-TIFF.
+_GEOMETRY_SUFFIXES = {
+    ".nii": ".nii",
+    ".nii.gz": ".nii.gz",
+    ".nrrd": ".nrrd",
+    ".nhdr": ".nrrd",
+    ".mha": ".mha",
+    ".mhd": ".mha",
+}
+_LABEL_SUFFIX = ".ome.tif"
+OFFERED_SUFFIXES = (_LABEL_SUFFIX, ".nii.gz", ".nrrd", ".mha")
+#: What the name of a label file ends in.
+LABELS_ENDING = "_labels"
+_OVERLAY_ENDING = "_overlay"
+
+#: What to do with results that exist: refuse, write again, or leave them if they are complete.
+Existing = Literal["error", "overwrite", "skip"]
+
+
+@dataclass(frozen=True)
+class FileJob:
+    """One image and the files to make from it; `overlay` and `table` are None if not wanted."""
+
+    source: Path
+    labels: Path
+    overlay: Path | None = None
+    table: Path | None = None
+
+    @property
+    def outputs(self) -> list[Path]:
+        return [path for path in (self.labels, self.overlay, self.table) if path is not None]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all files are there; none of them is ever there in part."""
+        return all(path.exists() for path in self.outputs)
+
+
+def expand_inputs(patterns: Sequence[str], ending: str = LABELS_ENDING) -> list[Path]:
+    """Image files from names of files, folders and globs, each file once.
+
+    Of folders (without their subfolders) and globs, files of other types, hidden files and what
+    was written there by us (`*_labels.*`, `*_overlay.png`) are passed over.
+
+    Args:
+        patterns: the names.
+        ending: what the names of label files end in.
+
+    Raises:
+        ImageError: a file does not exist or is of a type that cannot be read, or a folder or glob
+            has no image.
+    """
+    found: dict[Path, Path] = {}
+    for pattern in patterns:
+        for path in _expand(pattern, ending):
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _expand(pattern: str, ending: str) -> list[Path]:
+    path = Path(pattern).expanduser()
+    if path.is_dir():
+        images = _images(path.iterdir(), ending)
+        if not images:
+            raise ImageError(f"There is no image in the folder '{path}'.", _known_types())
+        return images
+    if path.exists() or not glob.has_magic(pattern):
+        if not path.exists():
+            raise ImageError(f"'{path}' does not exist.", "Check the name and the folder.")
+        if not image_suffix(path):
+            raise ImageError(f"'{path}' is of a type that cannot be read.", _known_types())
+        return [path]
+    images = _images(map(Path, glob.glob(str(path), recursive=True)), ending)
+    if not images:
+        raise ImageError(f"No image matches '{pattern}'.", _known_types())
+    return images
+
+
+def _images(paths: Iterator[Path], ending: str) -> list[Path]:
+    return sorted(
+        path
+        for path in paths
+        if image_suffix(path)
+        and path.is_file()
+        and not path.name.startswith(".")
+        and not image_stem(path).endswith((ending, LABELS_ENDING, _OVERLAY_ENDING))
+    )
+
+
+def _known_types() -> str:
+    return f"Known types: {', '.join(sorted(SUFFIXES))}."
+
+
+def plan_jobs(
+    sources: Sequence[Path],
+    output: str,
+    *,
+    overlay: bool = False,
+    table: bool = False,
+    existing: Existing = "error",
+    ending: str = LABELS_ENDING,
+    suffix: str = "",
+) -> list[FileJob]:
+    """Name the outputs and make sure that all of them can be written.
+
+    Args:
+        sources: from `expand_inputs`.
+        output: a folder; or for a single image the label file.
+        overlay, table: whether these are wanted.
+        existing: what to do with results that are there already.
+        ending: what the names of label files end in.
+        suffix: format of the label files; empty: that of the image where it keeps the geometry,
+            else OME-TIFF.
+
+    Raises:
+        OutputError: two images would write the same file, an image would be overwritten by its
+            own result, a file exists or cannot be written, or `output` is of no known type.
+    """
+    target = Path(output).expanduser()
+    as_file = _is_label_file(target, output, len(sources))
+    jobs = []
+    for source in sources:
+        if as_file:
+            labels, base = target, target.with_name(_base_name(target))
+        else:
+            base = target / image_stem(source)
+            own = _GEOMETRY_SUFFIXES.get(image_suffix(source), _LABEL_SUFFIX)
+            labels = base.with_name(f"{base.name}{ending}{suffix or own}")
+        jobs.append(
+            FileJob(
+                source,
+                labels,
+                base.with_name(f"{base.name}{_OVERLAY_ENDING}.png") if overlay else None,
+                base.with_name(f"{base.name}_objects.csv") if table else None,
+            )
+        )
+    _check_distinct(jobs)
+    for job in jobs:
+        for path in job.outputs:
+            check_output(path, overwrite=existing != "error")
+    return jobs
+
+
+def _is_label_file(target: Path, output: str, sources: int) -> bool:
+    if target.is_dir() or output.endswith(("/", os.sep)):
+        return False
+    if not target.suffix and not target.exists():
+        return False
+    if sources > 1:
+        raise OutputError(
+            f"'{target}' cannot take the results of {sources} images.", "Give a folder as --output."
+        )
+    if image_suffix(target) not in LABEL_SUFFIXES:
+        raise OutputError(
+            f"'{target}' is of a type that labels cannot be written to.",
+            f"Give a folder (ending in /), or a file ending in {', '.join(OFFERED_SUFFIXES)}.",
+        )
+    return True
+
+
+def _base_name(labels: Path) -> str:
+    stem = image_stem(labels)
+    return stem.removesuffix(LABELS_ENDING) or stem
+
+
+def _check_distinct(jobs: Sequence[FileJob]) -> None:
+    sources = {job.source.resolve() for job in jobs}
+    owners: dict[str, Path] = {}
+    for job in jobs:
+        for path in job.outputs:
+            if path.resolve() in sources:
+                raise OutputError(
+                    f"'{path}' is an input and would be replaced by a result.",
+                    "Choose another --output.",
+                )
+            owner = owners.setdefault(os.path.normcase(path), job.source)
+            if owner != job.source:
+                raise OutputError(
+                    f"'{owner}' and '{job.source}' would both write '{path}'.",
+                    "Segment them into different folders, or rename one of them.",
+                )
+
+
+def load_input(
+    path: Path,
+    config: ModelConfig,
+    *,
+    axes: str | None = None,
+    channel: str | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> Image:
+    """Read an image, or one channel of it.
+
+    Args:
+        path: the file.
+        config: of the model that it is for.
+        axes: as for `load_image`.
+        channel: name or number.
+        note: told what the user may not expect.
+    """
+    from tttunet.imaging import load_image
+
+    image = load_image(path, axes)
+    if channel is not None:
+        return image.select_channel(channel)
+    if config.plan.channels == "rgb" and image.channels == 3 and not image.rgb:
+        note(
+            f"{path}: its three channels are taken as red, green and blue; "
+            "--channel chooses one of them."
+        )
+    return image
+
+
+def segment_file(
+    job: FileJob,
+    model: Model,
+    *,
+    axes: str | None = None,
+    channel: str | None = None,
+    overwrite: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+    compute: Callable[..., Result] | None = None,
+    **options: Any,
+) -> Result:
+    """Segment one file and write all its results, or none.
+
+    Args:
+        job: from `plan_jobs`.
+        axes, channel, note: as for `load_input`.
+        overwrite: replace existing files; those that were replaced stay if a later one fails.
+        compute: in place of `segment`.
+        options: those of `segment`.
+    """
+    from tttunet.inference.segment import segment
+
+    image = load_input(job.source, model.config, axes=axes, channel=channel, note=note)
+    result = (compute or segment)(image, model, **options)
+    written: list[Path] = []
+    try:
+        for path in _write(job, result, model.config, overwrite):
+            written.append(path)
+    except BaseException:
+        for path in [] if overwrite else written:
+            path.unlink(missing_ok=True)
+        raise
+    return result
+
+
+def _write(job: FileJob, result: Result, config: ModelConfig, overwrite: bool) -> Iterator[Path]:
+    """Write one output after the other; gives each path when it is complete."""
+    from tttunet.imaging import save_labels, save_overlay, save_table
+    from tttunet.inference.objects import object_columns, object_table
+
+    image, semantic = result.image, config.task == "semantic"
+    yield save_labels(job.labels, result.labels, image, overwrite=overwrite)
+    if job.overlay is not None:
+        colors = {label.value: label.color for label in config.labels if label.color and semantic}
+        yield save_overlay(job.overlay, image, result.labels, colors=colors, overwrite=overwrite)
+    if job.table is not None:
+        classes = {label.value: label.name for label in config.labels} if semantic else None
+        rows = object_table(result.labels, image, classes)
+        columns = object_columns(image, semantic)
+        yield save_table(job.table, rows, columns=columns, overwrite=overwrite)
+
+
+def describe_count(count: int, config: ModelConfig) -> str:
+    """`3 objects`, `1 class`."""
+    if config.task == "instance":
+        return f"{count} object{'s' * (count != 1)}"
+    return f"{count} class{'es' * (count != 1)}"

@@ -1,0 +1,78 @@
+"""napari opens NIfTI, NRRD, MetaImage and DICOM through this plugin.
+
+TIFF and OME-Zarr stay with napari's own readers and other plugins. What place a volume gets in
+napari's world is told in `convert`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from napari_tttunet.convert import LayerData, image_layers
+
+if TYPE_CHECKING:
+    from tttunet.imaging.image import Image
+
+Paths = str | Sequence[str]
+
+#: Files that this plugin opens; folders and files of DICOM are known by their content.
+SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+#: Whole numbers in a file of such a name are labels: case1_seg.nii.gz, labels-3.nrrd.
+_LABEL_NAME = re.compile(r"(^|[^a-z])(label|seg|segmentation|mask|labelmap)s?([^a-z]|$)")
+#: Folders of labels in data sets.
+_LABEL_FOLDERS = re.compile(r"labels?(tr|ts)?|masks?|segmentations?", re.IGNORECASE)
+
+
+def get_reader(path: Paths) -> Callable[[Paths], list[LayerData]] | None:
+    """The reader for a path or several, or None: npe2's interface."""
+    from tttunet.imaging.itk import is_dicom
+
+    paths = [path] if isinstance(path, str | Path) else list(path)
+    known = (str(p).lower().endswith(SUFFIXES) or is_dicom(Path(p)) for p in paths)
+    return read if paths and all(known) else None
+
+
+def read(path: Paths) -> list[LayerData]:
+    """The layers of a file, of a folder with DICOM series, or of several of these.
+
+    A series whose files are named one by one is read as one volume.
+
+    Raises:
+        ImageError: see `tttunet.imaging.load_image`.
+    """
+    from tttunet.imaging import load_image
+    from tttunet.imaging.readers import load_dicom
+
+    paths = [Path(path)] if isinstance(path, str | Path) else [Path(p) for p in path]
+    volumes = [p for p in paths if str(p).lower().endswith(SUFFIXES)]
+    slices = [p for p in paths if p not in volumes]
+    images = [load_image(p) for p in volumes]
+    if len(slices) > 1 and not any(p.is_dir() for p in slices):
+        images.extend(_chosen_series(slices))
+    else:
+        images.extend(image for p in slices for image in load_dicom(p))
+    return [layer for image in images for layer in image_layers(image, _kind(image))]
+
+
+def _chosen_series(files: Sequence[Path]) -> list[Image]:
+    """The chosen files of each series, in the order of their slices."""
+    from tttunet.imaging import itk
+
+    images = []
+    for folder in sorted({file.parent for file in files}):
+        for series in itk.dicom_series(folder):
+            chosen = [file for file in series if file in files]
+            if chosen:
+                images.append(itk.read_dicom(chosen, None, folder.name, folder))
+    return images
+
+
+def _kind(image: Image) -> str:
+    """Whether an image is shown as labels, judged by its name: files do not say it."""
+    whole = image.array.dtype.kind in "bui" and "C" not in image.axes
+    folder = image.path.parent.name if image.path else ""
+    named = _LABEL_NAME.search(image.name.lower()) or _LABEL_FOLDERS.fullmatch(folder)
+    return "labels" if whole and named and image.array.min() >= 0 else "image"

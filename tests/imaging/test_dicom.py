@@ -1,0 +1,97 @@
+"""DICOM series become volumes on their own grid; incomplete ones are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from dicom_files import write_series
+from tttunet.errors import ImageError
+from tttunet.imaging import load_image, save_labels
+from tttunet.imaging.itk import is_dicom
+from tttunet.imaging.readers import load_dicom
+
+
+def volume(slices: int = 6) -> sitk.Image:
+    """Sagittal slices, tilted by 20 degrees, with negative values as CT has."""
+    shape = (slices, 5, 4)
+    picture = sitk.GetImageFromArray((np.arange(np.prod(shape)).reshape(shape) - 50).astype("i2"))
+    turn = np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]], float)
+    c, s = np.cos(0.35), np.sin(0.35)
+    turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ turn
+    picture.SetDirection(turn.ravel().tolist())
+    picture.SetSpacing((0.5, 0.75, 2.5))
+    picture.SetOrigin((10, -20, 30.5))
+    return picture
+
+
+def test_series_is_read_on_its_grid(tmp_path: Path) -> None:
+    picture = volume()
+    write_series(tmp_path / "scan", picture)
+    (tmp_path / "scan" / "README.txt").write_text("exported on Monday")
+    image = load_image(tmp_path / "scan")
+    assert (image.axes, image.name, image.unit) == ("ZYX", "scan", "millimeter")
+    np.testing.assert_array_equal(image.array, sitk.GetArrayFromImage(picture))
+    assert image.spacing == pytest.approx((2.5, 0.75, 0.5))
+    for index in ((0, 0, 0), (5, 4, 3), (2, 0, 3)):
+        there = np.array(image.origin) + image.direction @ (np.array(index) * image.spacing)
+        expected = picture.TransformIndexToPhysicalPoint(index[::-1])
+        np.testing.assert_allclose(there[::-1], expected, atol=1e-6)
+    written = save_labels(tmp_path / "a.nrrd", (image.array > 0).astype(np.uint8), image)
+    result = sitk.ReadImage(str(written))
+    np.testing.assert_allclose(result.GetDirection(), picture.GetDirection(), atol=1e-6)
+    np.testing.assert_allclose(result.GetOrigin(), picture.GetOrigin(), atol=1e-6)
+
+
+def test_several_series_and_single_files(tmp_path: Path) -> None:
+    write_series(tmp_path, volume(6), number=1)
+    first, *_ = write_series(tmp_path, volume(3), number=2)
+    assert [x.array.shape[0] for x in load_dicom(tmp_path)] == [6, 3]
+    assert [x.name for x in load_dicom(tmp_path)] == [f"{tmp_path.name}-1", f"{tmp_path.name}-2"]
+    with pytest.raises(ImageError, match="holds 2 DICOM series"):
+        load_image(tmp_path)
+    (single,) = load_dicom(first)
+    assert (single.axes, single.array.shape) == ("ZYX", (1, 5, 4))
+
+
+@pytest.mark.parametrize(
+    ("move", "words"),
+    [
+        (lambda i, p: p + (i > 3) * np.array([9, 0, 0]), "lacks slices: .* 2.5 to"),
+        (lambda i, p: np.array([10.0, -20, 30.5]), "same place"),
+        (lambda i, p: p + i * np.array([0, 0, 0.5]), "tilted gantry"),
+    ],
+)
+def test_irregular_series_are_refused(tmp_path: Path, move, words: str) -> None:
+    write_series(tmp_path, volume(), move=move)
+    with pytest.raises(ImageError, match=words):
+        load_image(tmp_path)
+
+
+def test_missing_slice_and_damage(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, volume())
+    content = paths[2].read_bytes()
+    paths[2].unlink()
+    with pytest.raises(ImageError, match=r"lacks slices: the distances .* 2.5 to 5 mm"):
+        load_image(tmp_path)
+    paths[2].write_bytes(content[: len(content) - 30])
+    with pytest.raises(ImageError, match=r"damaged|lacks slices"):
+        load_image(tmp_path)
+
+
+def test_folders_without_dicom(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "deep").mkdir()
+    write_series(tmp_path / "deep", volume(2))
+    assert not is_dicom(tmp_path)
+    with pytest.raises(ImageError, match="is a folder"):
+        load_image(tmp_path)
+    with pytest.raises(ImageError, match="no DICOM file"):
+        load_dicom(tmp_path)
+    (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + bytes(200))
+    with pytest.raises(ImageError, match="no DICOM images"):
+        load_image(tmp_path)
+    assert not is_dicom(tmp_path / "missing")
