@@ -156,9 +156,19 @@ class _Choice:
         _log.log(level, "The network is computed by %s; %s.", name, reason)
 
 
-def _compiled(network: nn.Module, shape: tuple[int, ...]) -> Forward:
-    import openvino as ov
+@functools.cache
+def openvino_core() -> Any:
+    """OpenVINO's one entry of this process, kept for good.
 
+    On CPUs with AMX it gives the calling thread a signal stack, which it would free with itself,
+    perhaps from another thread: the next signal (Ctrl-C) would be the end of the process.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
+def _compiled(network: nn.Module, shape: tuple[int, ...]) -> Forward:
     from tttunet.inference.openvino_graph import build
 
     settings = {
@@ -167,7 +177,8 @@ def _compiled(network: nn.Module, shape: tuple[int, ...]) -> Forward:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    model = ov.Core().compile_model(build(network, shape), "CPU", settings)  # type: ignore[arg-type]
+    graph = build(network, shape)  # type: ignore[arg-type]
+    model = openvino_core().compile_model(graph, "CPU", settings)
 
     def forward(x: Tensor) -> Tensor:
         return torch.from_numpy(model(x.contiguous().numpy(), share_inputs=True)[0])

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import gc
 import logging
+import signal
+import threading
 
 import pytest
 import torch
 
 pytest.importorskip("openvino", reason="needs pip install 'napari-tttunet[openvino]'")
-
-import openvino as ov
 
 from tttunet.inference import accelerate, openvino_graph
 from tttunet.inference.accelerate import SETTLED, SHAPES, Accelerated, accelerated
@@ -74,7 +74,8 @@ def test_graph_is_the_network(case, deep, monkeypatch):
     monkeypatch.setattr(openvino_graph, "DEEP_CHANNELS", {2: deep, 3: deep})
     network, x = make(CONFIGS[case], batch=2 if case == "paper2d" else 1)
     model = openvino_graph.build(network, x.shape)
-    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    core = accelerate.openvino_core()
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     y = torch.from_numpy(compiled(x.numpy())[0])
     expected = network(x)
     assert y.shape == expected.shape
@@ -180,3 +181,26 @@ def test_networks_are_not_kept_alive():
     del network, forward
     gc.collect()
     assert len(accelerate._networks) == count - 1
+
+
+def test_signals_arrive_after_the_models_are_gone():
+    """With the pytest plugin faulthandler a signal uses the thread's signal stack."""
+    network, x = make(CONFIGS["paper2d"])
+    heard = []
+
+    def compile_and_forget() -> None:
+        forward = Accelerated(network)
+        with torch.inference_mode():
+            for _ in range(SETTLED):
+                forward(x)
+
+    compile_and_forget()
+    thread = threading.Thread(target=gc.collect)
+    thread.start()
+    thread.join()
+    before = signal.signal(signal.SIGINT, lambda *_: heard.append(True))
+    try:
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert heard
