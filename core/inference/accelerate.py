@@ -42,7 +42,7 @@ def available() -> bool:
     return os.environ.get("TTTUNET_OPENVINO") != "0" and find_spec("openvino") is not None
 
 
-def accelerated(network: nn.Module) -> Forward:
+def accelerated(network: nn.Module) -> nn.Module:
     """The network for inference, by whatever is fastest here.
 
     Args:
@@ -50,7 +50,7 @@ def accelerated(network: nn.Module) -> Forward:
 
     Returns:
         The network itself, or what computes the same within `TOLERANCE`. The second call for a
-        network gives the same function, which remembers what it learned about this machine.
+        network gives the same module, which remembers what it learned about this machine.
     """
     if not available():
         return network
@@ -61,7 +61,7 @@ def accelerated(network: nn.Module) -> Forward:
     return _networks.setdefault(network, Accelerated(network))
 
 
-class Accelerated:
+class Accelerated(nn.Module):
     """A network that learns, per shape of its input, which way is faster.
 
     Args:
@@ -69,12 +69,13 @@ class Accelerated:
     """
 
     def __init__(self, network: nn.Module) -> None:
+        super().__init__()
         # The dictionary of networks must not keep them alive.
         self._network = weakref.ref(network)
         self._choices: OrderedDict[tuple[Any, ...], _Choice] = OrderedDict()
         self._weights = _versions(network)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """[batch, C, *spatial] -> [batch, K, *spatial], fp32 on the CPU."""
         network = self._network()
         assert network is not None
@@ -88,6 +89,11 @@ class Accelerated:
         if len(self._choices) > SHAPES:
             self._choices.popitem(last=False)
         return choice.run(network, x)
+
+    @property
+    def trying(self) -> bool:
+        """Whether a shape that was seen has no choice yet, or none was seen."""
+        return not self._choices or any(choice.name is None for choice in self._choices.values())
 
     def chosen(self, *shape: int) -> str | None:
         """`torch` or `openvino` for inputs of a shape, or None while that is open."""
