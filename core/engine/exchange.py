@@ -40,12 +40,16 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_orphans() -> None:
-    """Remove folders of clients that were killed."""
+def remove_orphans(dead: int | None = None) -> None:
+    """Remove folders of clients that were killed.
+
+    Args:
+        dead: number of a process that has ended, though the system may still list it.
+    """
     for parent in {_SHARED_MEMORY, Path(tempfile.gettempdir())}:
         for folder in parent.glob(f"{PREFIX}*-*"):
             owner = folder.name[len(PREFIX) :].partition("-")[0]
-            if owner.isdigit() and not _is_alive(int(owner)):
+            if owner.isdigit() and (int(owner) == dead or not _is_alive(int(owner))):
                 remove_folder(folder)
 
 

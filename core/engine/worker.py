@@ -182,7 +182,9 @@ def _watch() -> None:
     deadline = time.monotonic() + ORPHAN_GRACE
     while _busy.is_set() and time.monotonic() < deadline:
         time.sleep(0.05)
-    exchange.remove_orphans()
+    time.sleep(0.1)  # a process that is killed closes its pipes before it is gone
+    # A client that lives, and has only closed this pipe, may use its arrays still.
+    exchange.remove_orphans(dead=_client if os.getppid() != _client else None)
     os._exit(0)
 
 
@@ -229,8 +231,10 @@ def main() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the client
     _own_pipes()
-    threading.Thread(target=_watch, name="tttunet-watch", daemon=True).start()
+    watch = threading.Thread(target=_watch, name="tttunet-watch", daemon=True)
+    watch.start()
     receive()
+    watch.join()  # it tidies up after the client, and ends the process
 
 
 if __name__ == "__main__":
