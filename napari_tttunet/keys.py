@@ -57,8 +57,9 @@ class DockKeys:
         """Give the keys back."""
         viewer = self._viewer()
         bound, self.bound = self.bound, {}
-        for key in bound.values() if viewer is not None else ():
-            viewer.bind_key(key, None)
+        if viewer is not None:
+            for key in bound.values():
+                viewer.bind_key(key, None)
 
 
 def taken_keys() -> set[Any]:

@@ -71,7 +71,7 @@ class ThresholdSliders(QWidget):
         """Show the thresholds of a model, or what was chosen for it before."""
         self._model = str(entry.get("name", ""))
         self._defaults = dict(entry.get("decoding") or {})
-        remembered = self._settings.get(f"segment.decoding.{self._model}", {})
+        remembered: dict[str, Any] = self._settings.get(f"segment.decoding.{self._model}", {})
         for name, slider in self.sliders.items():
             value = remembered.get(name, self._defaults.get(name, slider.value))
             slider.set(value if isinstance(value, int | float) else slider.value)
@@ -223,7 +223,7 @@ def card_html(entry: Mapping[str, Any]) -> str:
     if entry.get("error"):
         return html.escape(str(entry["error"]))
     kind = "single objects" if entry.get("task") == "instance" else "classes of pixels"
-    rows = [("Finds", kind), ("Works in", f"{entry.get('dim')}D")]
+    rows: list[tuple[str, Any]] = [("Finds", kind), ("Works in", f"{entry.get('dim')}D")]
     trained = [str(source.get("title", "")) for source in card.get("data", ())]
     rows += [("Trained on", "; ".join(filter(None, trained)))]
     rows += [("Licence", card.get("licence")), ("Limits", card.get("limitations"))]

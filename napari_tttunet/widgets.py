@@ -197,6 +197,37 @@ class ProgressLine(QWidget):
         self.hide()
 
 
+class ActivityBar:
+    """A bar in napari's activity dock, while it is open.
+
+    napari handles other events while it draws the bar: every call may find it closed.
+    """
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def open(self, text: str) -> None:
+        from napari.utils import progress
+
+        self.close()
+        self._bar = progress(total=100, desc=text)
+
+    def report(self, stage: str, fraction: float) -> None:
+        bar = self._bar
+        if bar is not None and bar.desc.removesuffix(": ") != stage:
+            bar.set_description(stage)
+        step = 0 if bar is None else round(100 * fraction) - bar.n
+        if bar is not None and bar is self._bar and step > 0:
+            bar.update(step)
+
+    def close(self) -> None:
+        from napari.utils import progress
+
+        bar, self._bar = self._bar, None
+        if bar is not None and bar in progress._all_instances:  # else napari closed it
+            bar.close()
+
+
 class NumberSlider(QWidget):
     """A slider with the number beside it, to drag or to type.
 
@@ -217,13 +248,7 @@ class NumberSlider(QWidget):
         self._low, self._high, self._whole = low, high, whole
         self.slider = QSlider(Qt.Orientation.Horizontal)
         self.slider.setRange(0, int(high - low) if whole else _STEPS)
-        self.box: Any = QSpinBox() if whole else QDoubleSpinBox()
-        if whole:
-            self.box.setRange(int(low), 10_000_000)
-        else:
-            self.box.setRange(low, high)
-            self.box.setDecimals(2)
-            self.box.setSingleStep(0.01)
+        self.box: Any = _whole_box(int(low)) if whole else _decimal_box(low, high)
         self.box.setKeyboardTracking(False)
         policy = QSizePolicy.Policy
         self.slider.setSizePolicy(policy.Expanding, policy.Fixed)
@@ -263,6 +288,20 @@ class NumberSlider(QWidget):
         self.slider.setValue(self._place(float(value)))
         self.slider.blockSignals(False)
         self.changed.emit()
+
+
+def _whole_box(low: int) -> QSpinBox:
+    box = QSpinBox()
+    box.setRange(low, 10_000_000)
+    return box
+
+
+def _decimal_box(low: float, high: float) -> QDoubleSpinBox:
+    box = QDoubleSpinBox()
+    box.setRange(low, high)
+    box.setDecimals(2)
+    box.setSingleStep(0.01)
+    return box
 
 
 class Cleanup:
