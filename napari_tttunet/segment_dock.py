@@ -176,6 +176,8 @@ class SegmentDock(QWidget):
         self.view.list_shapes([x for x in self.viewer.layers if isinstance(x, Shapes)])
         if self.labels is not None and self.labels not in self.viewer.layers:
             self.labels = None
+        if self.run.image is not None and self.run.image not in self.viewer.layers:
+            self.run.cancel()
         self._show_state()
 
     def _active_changed(self, *_: Any) -> None:

@@ -94,7 +94,7 @@ class ImageChoice(QWidget):
         form.addRow("Axes", self.axes_text)
         self.explanation = explain(QLabel(), "axes_explanation", "Where the axes come from")
         self.explanation.setWordWrap(True)
-        form.addRow("", self.explanation)
+        form.addRow(self.explanation)
         self.channel_choice = explain(
             QComboBox(), "channel", "The channel that shows what is to be found."
         )

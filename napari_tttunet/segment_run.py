@@ -205,6 +205,7 @@ class SegmentRun(QObject):
         self._viewer = weakref.ref(viewer)
         self._job: Job | None = None
         self._token: object = None
+        self._image: Any = None
         self._preview: PreviewLayer | None = None
         self._last: tuple[_Part, dict[str, Any]] | None = None
         self._decoding: dict[str, Any] | None = None
@@ -215,6 +216,11 @@ class SegmentRun(QObject):
     def running(self) -> bool:
         """Whether a segmentation is under way (decoding again does not count)."""
         return self._token is not None and self._decoding is None
+
+    @property
+    def image(self) -> Any:
+        """The layer that is segmented at the moment; None if nothing runs."""
+        return self._image() if self.running and self._image is not None else None
 
     @property
     def can_decode(self) -> bool:
@@ -237,6 +243,7 @@ class SegmentRun(QObject):
         array = layer_array(layer, choices.level, bounds)
         fields = image_fields(layer, choices.axes, choices.level, bounds)
         self._token = token = object()
+        self._image = weakref.ref(layer)
         if viewer is not None:
             self._preview = PreviewLayer(viewer, part.grid, f"{layer.name}: preview")
         self._job = session().engine.segment(

@@ -113,7 +113,7 @@ class SegmentView(QWidget):
             QLabel(), "dimensions", "Whether slices are segmented one by one or together"
         )
         self.dimensions.setWordWrap(True)
-        form.addRow("", self.dimensions)
+        form.addRow(self.dimensions)
         return form
 
     def _where_form(self) -> QFormLayout:
