@@ -317,11 +317,8 @@ class SegmentDock(QWidget):
         self.view.result.clear()
         self.run.start(choices)
         self.view.progress.report("waiting for the engine")
+        self._activity.report("waiting for the engine", 0.0)
         self._show_state()
-        # Last, because napari handles events meanwhile: perhaps those of the end.
-        self._activity.open(f"Segmenting {choices.layer.name}")
-        if not self.run.running:
-            self._activity.close()
 
     def segment_view(self) -> None:
         """Segment what the canvas shows."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from qtpy.QtCore import QSize, Qt, Signal
+from qtpy.QtCore import QObject, QSize, Qt, QTimer, Signal
 from qtpy.QtWidgets import (
     QDoubleSpinBox,
     QFrame,
@@ -24,6 +24,8 @@ from qtpy.QtWidgets import (
 
 _COLOURS = {"error": "#d9534f", "warning": "#e0a030", "info": "#5b8fc7"}
 _STEPS = 1000
+#: Milliseconds between two changes of the bar in napari's activity dock.
+_ACTIVITY_EVERY = 200
 
 
 def duration(seconds: float) -> str:
@@ -197,30 +199,56 @@ class ProgressLine(QWidget):
         self.hide()
 
 
-class ActivityBar:
+class ActivityBar(QObject):
     """A bar in napari's activity dock, while it is open.
 
-    napari handles other events while it draws the bar: every call may find it closed.
+    napari handles all waiting events whenever such a bar changes. In the middle of something (a
+    layer that is being removed, an event of the engine) that would draw what is half done, so
+    changes wait until nothing else is under way.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parent: QObject | None = None) -> None:
+        super().__init__(parent)
         self._bar: Any = None
+        self._wanted: tuple[str, int] | None = None
+        self._drawing = False
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(_ACTIVITY_EVERY)
+        self._timer.timeout.connect(self._draw)
 
-    def open(self, text: str) -> None:
-        from napari.utils import progress
-
-        self.close()
-        self._bar = progress(total=100, desc=text)
-
-    def report(self, stage: str, fraction: float) -> None:
-        bar = self._bar
-        if bar is not None and bar.desc.removesuffix(": ") != stage:
-            bar.set_description(stage)
-        step = 0 if bar is None else round(100 * fraction) - bar.n
-        if bar is not None and bar is self._bar and step > 0:
-            bar.update(step)
+    def report(self, text: str, fraction: float) -> None:
+        """Show what is under way; the first call opens the bar."""
+        self._wanted = text, round(100 * fraction)
+        if not self._timer.isActive():
+            self._timer.start()
 
     def close(self) -> None:
+        """Remove the bar."""
+        self._wanted = None
+        if not self._drawing:
+            self._remove()
+
+    def _draw(self) -> None:
+        from napari.utils import progress
+
+        if self._drawing or self._wanted is None:
+            return
+        self._drawing = True
+        try:
+            text, percent = self._wanted
+            if self._bar is None:
+                self._bar = progress(total=100, desc=text)
+            elif self._bar.desc.removesuffix(": ") != text:
+                self._bar.set_description(text)
+            if percent > self._bar.n:
+                self._bar.update(percent - self._bar.n)
+        finally:
+            self._drawing = False
+        if self._wanted is None:  # it was closed meanwhile
+            self._remove()
+
+    def _remove(self) -> None:
         from napari.utils import progress
 
         bar, self._bar = self._bar, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -21,6 +22,15 @@ from napari_tttunet import sample_data
 from napari_tttunet.geometry import Transform
 
 PATIENCE = 60_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _spare_references() -> None:
+    """PySide6 6.12.0 takes a reference to None, True or False with every call of Qt that returns
+    one. Before Python 3.12 the process ends when the last is gone, so there must be enough."""
+    if sys.version_info < (3, 12):
+        for value in (None, True, False):
+            ctypes.c_ssize_t.from_address(id(value)).value += 2**30
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -98,9 +108,9 @@ def dock(viewer: Any, qtbot: Any) -> Dock:
     return Dock(viewer, qtbot)
 
 
-def add_sample(viewer: Any, name: str = "fluorescence", size: int = 128, **arguments: Any) -> Any:
+def add_sample(viewer: Any, sample: str = "fluorescence", size: int = 128, **arguments: Any) -> Any:
     """A corner of a sample image as a layer."""
-    data, given, _ = getattr(sample_data, name)()[0]
+    data, given, _ = getattr(sample_data, sample)()[0]
     given = {**given, "metadata": {}, **arguments}
     given.pop("axis_labels", None)
     return viewer.add_image(data[:size, :size], **given)
