@@ -175,7 +175,7 @@ def test_cancel_and_resume(make_dock: Any, qtbot: Any, tmp_path: Path):
     assert dock.table.count("waiting") == 5 - done
     assert dock.panel.status.text().startswith("Stopped")
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "plate" / "labels").iterdir()}
-    assert len(times) == done
+    assert len(times) in (done, done + 1)  # one may have been written when it was stopped
 
     # Another session is offered the rest; this one goes on.
     other = make_dock()
@@ -186,7 +186,8 @@ def test_cancel_and_resume(make_dock: Any, qtbot: Any, tmp_path: Path):
 
     click(qtbot, dock, "batch_resume")
     wait_for_end(qtbot, dock)
-    assert set(states(dock).values()) == {"done"}
+    assert set(states(dock).values()) <= {"done", "skipped"}
+    assert dock.table.count("skipped") == len(times) - done
     assert all(path.stat().st_mtime_ns == when for path, when in times.items())
     assert len(list((tmp_path / "plate" / "labels").iterdir())) == 5
 
