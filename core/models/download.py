@@ -244,6 +244,8 @@ def _explain(error: Exception, url: str) -> ModelError:
     """What a network error means, in one sentence."""
     host = urlsplit(url).hostname
     reason = getattr(error, "reason", error)
+    if isinstance(error, urllib.error.HTTPError) and error.code in range(300, 400):
+        return ModelError(f"{host} leads on to a place that is not where a model may be.")
     if isinstance(error, urllib.error.HTTPError):
         hint = "Check the address." if error.code in (400, 404, 410) else "Try again later."
         return ModelError(f"{host} answered {error.code} ({error.reason}).", hint)
