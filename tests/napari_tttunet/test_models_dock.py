@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +21,24 @@ from served import served
 SHIPPED = Path(__file__).resolve().parents[2] / "resources" / "models" / "nuclei"
 #: Longer than anything takes, on a busy machine too.
 PATIENCE = 120_000
+TESTS = str(Path(__file__).resolve().parents[1])
+CHECKPOINT = """
+import pathlib, sys
+from golden import GoldenCase, released_network_config
+from models.test_convert import NNUNetFolder, theirs
+from tttunet.networks import build_network
+
+facts = {
+    "kind": "uttt_bot_2d", "input_channels": 1, "num_classes": 3,
+    "features_per_stage": [4, 8, 64], "kernel_sizes": [[3, 3]] * 3,
+    "strides": [[1, 1], [2, 2], [2, 2]], "n_conv_per_stage_given": 1,
+    "n_conv_per_stage_decoder_given": 1, "patch_size": [32, 32], "deep_supervision": True,
+}
+case = GoldenCase("tiny", facts, {})
+state = theirs(build_network(released_network_config(case)).state_dict())
+case.tensors = {f"param.{name}": value for name, value in state.items()}
+NNUNetFolder(pathlib.Path(sys.argv[1]), case).write()
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -192,28 +213,13 @@ def test_what_is_no_model_is_explained(dock: Any, qtbot: Any, tmp_path: Path, li
 def test_a_checkpoint_of_the_authors_is_converted(
     dock: Any, qtbot: Any, tmp_path: Path, library: Path
 ):
-    from golden import GoldenCase, released_network_config
-    from models.test_convert import NNUNetFolder, theirs
-    from tttunet.networks import build_network
-
-    facts = {
-        "kind": "uttt_bot_2d",
-        "input_channels": 1,
-        "num_classes": 3,
-        "features_per_stage": [4, 8, 64],
-        "kernel_sizes": [[3, 3]] * 3,
-        "strides": [[1, 1], [2, 2], [2, 2]],
-        "n_conv_per_stage_given": 1,
-        "n_conv_per_stage_decoder_given": 1,
-        "patch_size": [32, 32],
-        "deep_supervision": True,
-    }
-    case = GoldenCase("tiny", facts, {})
-    state = theirs(build_network(released_network_config(case)).state_dict())
-    case.tensors = {f"param.{name}": value for name, value in state.items()}
-    folder = NNUNetFolder(tmp_path, case)
-    folder.write()
-    dock.ask_to_import(str(folder.file))
+    # Torch must not come into a process that has windows.
+    program = [sys.executable, "-c", CHECKPOINT, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([TESTS, *sys.path])}
+    written = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+    assert written.returncode == 0, written.stderr
+    (file,) = tmp_path.rglob("checkpoint_final.pth")
+    dock.ask_to_import(str(file))
     form = dock.panel.importing
     qtbot.keyClicks(form.name, "theirs")
     qtbot.keyClicks(form.licence, "CC-BY-4.0")
