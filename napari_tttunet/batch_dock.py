@@ -405,11 +405,11 @@ class BatchDock(DropMixin, QWidget):
         self.refresh()
 
     def _offer_unfinished(self) -> None:
-        plan = self._settings.get("batch.unfinished", {})
+        plan: dict[str, Any] = self._settings.get("batch.unfinished", {})
         self.panel.offer_unfinished(str(plan.get("output", "")))
 
     def _open_unfinished(self) -> None:
-        plan = self._settings.get("batch.unfinished", {})
+        plan: dict[str, Any] = self._settings.get("batch.unfinished", {})
         self.panel.unfinished.hide()
 
         def check() -> dict[str, Any]:

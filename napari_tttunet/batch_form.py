@@ -22,7 +22,7 @@ from napari_tttunet.settings import Settings
 
 #: Formats of label files, and what they are called.
 FORMATS = (
-    ("auto", "Like the image if it is medical, else OME-TIFF"),
+    ("auto", "Automatic"),
     (".ome.tif", "OME-TIFF (.ome.tif)"),
     (".nii.gz", "NIfTI (.nii.gz)"),
     (".nrrd", "NRRD (.nrrd)"),
@@ -69,7 +69,12 @@ class BatchForm(QWidget):
             "What is added to the name of the image to name its labels.",
         )
         self.preview = wrapped_label("batch_name_preview")
-        self.format = named(QComboBox(), "batch_format", "The kind of file for the labels.")
+        self.format = named(
+            QComboBox(),
+            "batch_format",
+            "The kind of file for the labels. Automatic: NIfTI, NRRD and MetaImage stay what they "
+            "are, all others become OME-TIFF.",
+        )
         for value, text in FORMATS:
             self.format.addItem(text, value)
         self.skip = named(
@@ -85,11 +90,11 @@ class BatchForm(QWidget):
             combo.setMinimumContentsLength(12)
         form = QFormLayout(self)
         form.setContentsMargins(0, 0, 0, 0)
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.addRow("Model", self.model)
         form.addRow("Save in", row)
         form.addRow("Name ends in", self.ending)
-        form.addRow("", self.preview)
+        form.addRow(self.preview)
         form.addRow("Format", self.format)
         form.addRow(self.skip)
         form.addRow(self._options())
@@ -100,6 +105,7 @@ class BatchForm(QWidget):
     def _options(self) -> Fold:
         content = QWidget()
         form = QFormLayout(content)
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.setContentsMargins(8, 0, 0, 0)
         self.overlay = named(
             QCheckBox("Picture with outlines"),

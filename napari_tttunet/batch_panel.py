@@ -7,6 +7,7 @@ from qtpy.QtWidgets import (
     QHBoxLayout,
     QProgressBar,
     QPushButton,
+    QSizePolicy,
     QVBoxLayout,
     QWidget,
 )
@@ -36,8 +37,8 @@ _SOURCES = (
     ("Clear", "batch_clear", "Empty the list; files stay."),
 )
 _AFTER = (
-    ("Open output folder", "batch_open_output", "Show the results in the file manager."),
-    ("Copy as command line", "batch_copy", "Copy the command that does the same in a terminal."),
+    ("Open results", "batch_open_output", "Show the results in the file manager."),
+    ("Copy command line", "batch_copy", "Copy the command that does the same in a terminal."),
     (
         "Save as YAML...",
         "batch_save",
@@ -74,8 +75,8 @@ class BatchPanel(QWidget):
         self.start_button.setDefault(True)
         self.resume_button = self._button("Resume", "batch_resume", "")
         row = QHBoxLayout()
-        row.addWidget(self.start_button, 2)
-        row.addWidget(self.resume_button, 1)
+        row.addWidget(self.start_button, 3)
+        row.addWidget(self.resume_button, 2)
         self.progress = named(QProgressBar(), "batch_progress", "All files together")
         self.progress.setMaximum(1000)
         self.progress.setTextVisible(False)
@@ -84,6 +85,7 @@ class BatchPanel(QWidget):
         self.error = ErrorBox("batch_error")
         self._told = False
         layout = QVBoxLayout(self)
+        layout.setContentsMargins(4, 4, 4, 4)
         layout.addWidget(self.unfinished)
         layout.addWidget(self.sources)
         layout.addWidget(self.view, 1)
@@ -96,6 +98,8 @@ class BatchPanel(QWidget):
     def _button(self, text: str, name: str, tip: str) -> QPushButton:
         self.buttons[name] = made = named(QPushButton(text), name, tip)
         made.setAccessibleName(text)
+        # Both columns of buttons get the same width, however narrow the dock is.
+        made.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         return made
 
     def _grid(self, entries: tuple[tuple[str, str, str], ...]) -> QGridLayout:

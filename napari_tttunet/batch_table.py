@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qtpy.QtCore import QAbstractTableModel, QModelIndex, Qt, Signal
+from qtpy.QtCore import QAbstractTableModel, Qt, Signal
 from qtpy.QtGui import QColor, QKeySequence, QPainter
 from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidget
 
@@ -148,10 +148,10 @@ class FileTable(QAbstractTableModel):
 
     # Qt's interface
 
-    def rowCount(self, parent: QModelIndex | None = None) -> int:  # noqa: N802
+    def rowCount(self, parent: Any = None) -> int:  # noqa: N802
         return 0 if parent is not None and parent.isValid() else len(self.rows)
 
-    def columnCount(self, parent: QModelIndex | None = None) -> int:  # noqa: N802
+    def columnCount(self, parent: Any = None) -> int:  # noqa: N802
         return 0 if parent is not None and parent.isValid() else len(COLUMNS)
 
     def headerData(self, section: int, orientation: Any, role: int = 0) -> Any:  # noqa: N802
@@ -159,10 +159,11 @@ class FileTable(QAbstractTableModel):
             return COLUMNS[section]
         return None
 
-    def data(self, index: QModelIndex, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
+    def data(self, index: Any, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
         row = self.rows[index.row()]
         if role == Qt.ItemDataRole.DisplayRole:
-            return (Path(row.path).name, _state(row), row.text)[index.column()]
+            name = Path(row.path).name
+            return (name, _state(row), row.text.replace(row.path, name))[index.column()]
         if role == Qt.ItemDataRole.ToolTipRole:
             hint = "Double click opens the image and its labels." if row.state == "done" else ""
             return "\n".join(filter(None, (row.path, row.text, *row.notes, hint)))
@@ -193,7 +194,7 @@ class FileView(QTableView):
         self.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
         self.setShowGrid(False)
         self.setWordWrap(False)
-        self.setTextElideMode(Qt.TextElideMode.ElideMiddle)
+        self.setTextElideMode(Qt.TextElideMode.ElideRight)
         self.verticalHeader().hide()
         header = self.horizontalHeader()
         header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
@@ -201,7 +202,8 @@ class FileView(QTableView):
         header.setSectionResizeMode(2, QHeaderView.ResizeMode.Stretch)
         header.setHighlightSections(False)
         header.resizeSection(1, 64)
-        self.setMinimumHeight(150)
+        self.verticalHeader().setDefaultSectionSize(24)
+        self.setMinimumHeight(130)
 
     def selected(self) -> list[int]:
         return sorted(index.row() for index in self.selectionModel().selectedRows())

@@ -41,7 +41,7 @@ def _facts(model: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = [
         ("Name", model["name"]),
         ("Version", model.get("version")),
-        ("From", _ORIGINS.get(model.get("origin", ""), model.get("origin"))),
+        ("Origin", _ORIGINS.get(model.get("origin", ""), model.get("origin"))),
         ("Task", _TASKS.get(model.get("task") or "", "")),
         ("Dimensions", f"{model['dim']}D" if model.get("dim") else ""),
         ("Images", _CHANNELS.get(model.get("channels", ""), "")),

@@ -55,7 +55,7 @@ class ModelList(QTreeWidget):
         for column in range(1, len(_COLUMNS)):
             header.setSectionResizeMode(column, QHeaderView.ResizeMode.ResizeToContents)
         self.setMinimumHeight(90)
-        self.setMaximumHeight(180)
+        self.setMaximumHeight(130)
         self.currentItemChanged.connect(lambda *_: self.chosen.emit())
 
     @property
@@ -81,8 +81,8 @@ class ModelList(QTreeWidget):
                 for column in range(len(_COLUMNS)):
                     item.setForeground(column, Qt.GlobalColor.gray)
             self.addTopLevelItem(item)
-        items = [self.topLevelItem(i) for i in range(self.topLevelItemCount())]
-        found = [i for i in items if i is not None and i.text(0) == wanted]
+        items = self.findItems("", Qt.MatchFlag.MatchContains)
+        found = [item for item in items if item.text(0) == wanted]
         if items:
             self.setCurrentItem(found[-1] if found else items[0])
         self.blockSignals(False)
@@ -122,6 +122,7 @@ class ImportForm(QWidget):
         self.stop = named(QPushButton("Do not"), "models_import_stop", "Import nothing.")
         self._form = QFormLayout(self)
         self._form.setContentsMargins(0, 0, 0, 0)
+        self._form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         self._form.addRow(self.what)
         self._form.addRow("Name", self.name)
         self._form.addRow("Title", self.title)
@@ -193,6 +194,7 @@ class DownloadForm(QWidget):
             "Nothing is ever downloaded unless you press this; at most 2 GB.",
         )
         form = QFormLayout(self)
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.setContentsMargins(8, 0, 0, 0)
         form.addRow("Address", self.url)
         form.addRow("SHA-256", self.sha256)
@@ -255,6 +257,7 @@ class ModelsPanel(QWidget):
         self.error = ErrorBox("models_error")
         self.download_fold = Fold("Download from the web", self.downloading, "models_download_fold")
         layout = QVBoxLayout(self)
+        layout.setContentsMargins(4, 4, 4, 4)
         layout.addWidget(self.list)
         layout.addWidget(self.card, 1)
         layout.addLayout(grid)
