@@ -29,8 +29,9 @@ FORMATS = (
     (".mha", "MetaImage (.mha)"),
 )
 ENDING = "_labels"
-#: Fields of a batch file that have no control here; those of a file that was opened are kept.
-_KEPT = ("tile", "overlap")
+#: Fields of a batch file that have no control here, and what they usually are; those of a file
+#: that was opened are kept.
+_KEPT: dict[str, Any] = {"tile": [], "overlap": 0.25}
 
 
 class BatchForm(QWidget):
@@ -242,13 +243,9 @@ class BatchForm(QWidget):
         self.skip.setChecked(fields["existing"] != "overwrite")
         decoding = dict(fields["decoding"])
         self.min_size.setValue(int(decoding.pop("min_size", -1)))
-        kept = {name: fields[name] for name in _KEPT}
-        self._kept = {**kept, "decoding": decoding}
-        unusual = {**decoding}
-        if kept["tile"]:
-            unusual["tile"] = " x ".join(map(str, kept["tile"]))
-        if kept["overlap"] != 0.25:
-            unusual["overlap"] = kept["overlap"]
+        unusual = {name: fields[name] for name, usual in _KEPT.items() if fields[name] != usual}
+        self._kept = {**unusual, "decoding": decoding}
+        unusual = {**unusual, **decoding}
         text = ", ".join(f"{name} {value}" for name, value in unusual.items())
         self.kept_note.setText(f"From the file: {text}")
         self.kept_note.setVisible(bool(unusual))

@@ -253,10 +253,12 @@ def test_yaml_of_the_dock_runs_on_the_command_line(
     click(qtbot, dock, "batch_clear")
     qtbot.waitUntil(lambda: not dock.table.rows, timeout=PATIENCE)
     dock.form.format.setCurrentIndex(0)
+    with (tmp_path / "plan.yaml").open("a", encoding="utf-8") as file:
+        file.write("tile: [96, 96]\n")  # there is no control for it
+    plan["tile"] = [96, 96]
     dock.open_plan(str(tmp_path / "plan.yaml"))
     qtbot.waitUntil(lambda: len(dock.table.rows) == 3, timeout=PATIENCE)
-    kept = {"tile": [], "overlap": 0.25}
-    assert dock.plan() == {**kept, **plan}
+    assert dock.plan() == plan
     click(qtbot, dock, "batch_start")
     qtbot.waitUntil(lambda: dock.table.count("skipped") == 3, timeout=PATIENCE)
     wait_for_end(qtbot, dock)
