@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import itertools
 import math
+import zlib
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_tttunet.axes import data_shape, guess_axes, is_rgb
+from napari_tttunet.axes import LETTERS, data_shape, guess_axes, is_rgb
 from napari_tttunet.geometry import Bounds, Transform, level_transform
 from napari_tttunet.layers import Window, layer_array, levels
 from napari_tttunet.placement import SPATIAL, common_unit
@@ -236,6 +237,18 @@ def plan_measurement(
     return Plan(window, axes, letters, linear, transform, tuple(factors), unit, channels)
 
 
+def axes_of_labels(layer: Any, viewer_labels: Any = ()) -> str:
+    """What the axes of labels are: as they were made, else as `guess_axes` thinks.
+
+    Raises:
+        ImageError: the layer has more axes than there are letters.
+    """
+    own = layer.metadata.get("tttunet") if isinstance(layer.metadata, dict) else None
+    made = str(own.get("axes", "")) if isinstance(own, dict) else ""
+    known = len(set(made)) == len(made) == layer.ndim and {"X", "Y"} <= set(made) <= set(LETTERS)
+    return made if known else guess_axes(layer, viewer_labels).axes
+
+
 def channels_under(
     layer: Any, axes: str, image: Any, viewer_labels: Any = ()
 ) -> tuple[Channel, ...]:
@@ -338,6 +351,36 @@ def measure(plan: Plan) -> Generator[float, None, ObjectTable]:
         sums.finish()
         parts.append((frame, sums))
     return _table(plan, parts)
+
+
+def measure_once(plan: Plan) -> Generator[float, None, tuple[Any, ObjectTable]]:
+    """As `measure_changes`, without a look at what is known."""
+    return None, (yield from measure(plan))
+
+
+def measure_changes(
+    plan: Plan, known: Any = None
+) -> Generator[float, None, tuple[Any, ObjectTable | None]]:
+    """Measures all objects, unless nothing has changed.
+
+    Args:
+        plan: what to measure; its labels are read as a whole.
+        known: what an earlier call returned first.
+
+    Yields:
+        The share that is done.
+
+    Returns:
+        What tells these labels from others, and the table, or None if they are the known.
+    """
+    pixels = np.ascontiguousarray(plan.labels[()])
+    yield 0.0
+    place = plan.transform.matrix.tobytes(), plan.linear.tobytes(), plan.unit
+    channels = tuple((c.name, id(c.window.data), c.window.bounds) for c in plan.channels)
+    found = zlib.crc32(pixels), plan.axes, plan.shape_axes, place, channels
+    if found == known:
+        return known, None
+    return found, (yield from measure(plan))
 
 
 def _blocks(
