@@ -377,7 +377,7 @@ def measure_changes(
     yield 0.0
     place = plan.transform.matrix.tobytes(), plan.linear.tobytes(), plan.unit
     channels = tuple((c.name, id(c.window.data), c.window.bounds) for c in plan.channels)
-    found = zlib.crc32(pixels), plan.axes, plan.shape_axes, place, channels
+    found = zlib.crc32(pixels.data), plan.axes, plan.shape_axes, place, channels
     if found == known:
         return known, None
     return found, (yield from measure(plan))

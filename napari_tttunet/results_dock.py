@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import weakref
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Image, Labels
 from napari.qt.threading import create_worker
 from qtpy.QtCore import QTimer
-from qtpy.QtWidgets import QApplication, QFileDialog, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QApplication, QVBoxLayout, QWidget
 
 from napari_tttunet.axes import data_shape, parse_axes
 from napari_tttunet.measure import (
@@ -22,10 +20,9 @@ from napari_tttunet.measure import (
     measure_changes,
     measure_once,
     plan_measurement,
-    write_csv,
 )
 from napari_tttunet.object_places import click_listener, go_to, label_at, row_of_label
-from napari_tttunet.object_table import number_text, text_lines
+from napari_tttunet.object_table import number_text
 from napari_tttunet.results_form import ResultsForm
 from napari_tttunet.scores_view import is_comparison
 from napari_tttunet.settings import Settings
@@ -60,7 +57,7 @@ class ResultsDock(QWidget):
         self._number = 0
         self._busy_choosing = False
         #: Outlives the widget: whoever still calls can ask it.
-        self._state: dict[str, Any] = {"closed": False, "worker": None, "writer": None}
+        self._state: dict[str, Any] = {"closed": False, "worker": None}
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(_PAUSE)
@@ -92,8 +89,6 @@ class ResultsDock(QWidget):
         form.column.activated.connect(self._on_column)
         form.histogram.chosen.connect(self._on_bar)
         form.show_all.clicked.connect(partial(form.histogram.choose, None))
-        form.save.clicked.connect(self._ask_where)
-        form.copy.clicked.connect(self.copy_table)
         layers = self._viewer.layers
         for event in (layers.events.inserted, layers.events.removed, layers.events.reordered):
             event.connect(self._list_layers)
@@ -138,6 +133,7 @@ class ResultsDock(QWidget):
         self.cancel()
         self._layer, self._known = layer, None
         self.form.settle()
+        self.form.export.name = "" if layer is None else layer.name
         self._show_table(None)
         if layer is not None:
             self._listen_to(layer, True)
@@ -172,6 +168,7 @@ class ResultsDock(QWidget):
         """Offer the images that have a pixel under every pixel of the labels."""
         chosen = self._image()
         first = not self._images
+        wanted = self._settings.get("results.brightness", True)
         self._images = [
             layer
             for layer in self._viewer.layers
@@ -184,7 +181,7 @@ class ResultsDock(QWidget):
         self.form.fill(self.form.image, ["none", *(layer.name for layer in self._images)])
         if chosen in self._images:
             self.form.image.setCurrentIndex(self._images.index(chosen) + 1)
-        elif first and self._images and self._settings.get("results.brightness", True):
+        elif first and self._images and wanted:
             self.form.image.setCurrentIndex(len(self._images))
         self.form.image.setEnabled(bool(self._images))
         if self._image() is not chosen and self._layer is not None:
@@ -435,61 +432,6 @@ class ResultsDock(QWidget):
             layer.selected_label = label
             self._on_selected_label()
 
-    # Out of napari
-
-    def _ask_where(self) -> None:
-        if self.table is None or self._layer is None:
-            return
-        folder = Path(self._settings.get("results.folder", str(Path.home())))
-        name = re.sub(r"[^\w.-]+", "_", self._layer.name).strip("_") or "labels"
-        dialog = QFileDialog(self, "Save the table", str(folder), "Table (*.csv)")
-        dialog.setObjectName("results_save_dialog")
-        dialog.setAcceptMode(QFileDialog.AcceptMode.AcceptSave)
-        dialog.setDefaultSuffix("csv")
-        dialog.selectFile(f"{name}_objects.csv")
-        dialog.fileSelected.connect(self.save_table)
-        dialog.finished.connect(dialog.deleteLater)
-        dialog.open()
-
-    def save_table(self, path: str) -> None:
-        """Write the rows that are shown, as they are sorted, to a CSV file, in another thread."""
-        if self.table is None:
-            return
-        self.form.settle()
-        self._remember("results.folder", str(Path(path).absolute().parent))
-        order = self.form.view.objects.order
-        self._write(partial(_save, self.table, Path(path).absolute(), order), self._on_saved)
-
-    def copy_table(self) -> None:
-        """Put the rows that are shown into the clipboard; the text is made in another thread."""
-        if self.table is not None:
-            order = self.form.view.objects.order
-            self._write(partial(_copy, self.table, order), self._on_copied)
-
-    def _write(self, function: Any, listener: Any) -> None:
-        worker = create_worker(function)
-        worker.returned.connect(listener)
-        worker.errored.connect(self._on_write_error)
-        self._state["writer"] = worker
-        self.form.outcome.setText("Writing ...")
-        worker.start()
-
-    def _on_saved(self, outcome: tuple[Path, int]) -> None:
-        if not self._state["closed"]:
-            path, count = outcome
-            self.form.outcome.setText(f"{count} rows saved to {path}")
-
-    def _on_copied(self, text: str) -> None:
-        if not self._state["closed"]:
-            QApplication.clipboard().setText(text)
-            self.form.outcome.setText(f"{text.count(chr(10))} rows copied: paste them anywhere")
-
-    def _on_write_error(self, error: Exception) -> None:
-        if not self._state["closed"]:
-            self.form.outcome.clear()
-            details = "" if isinstance(error, TTTUNetError) else repr(error)
-            self.form.tell(str(error), details)
-
     def _remember(self, name: str, value: Any) -> None:
         self._settings.set(name, value)
         self._settings.save_soon()
@@ -501,15 +443,6 @@ class ResultsDock(QWidget):
 def _numbered(steps: Any, number: int) -> Any:
     outcome = yield from steps
     return number, *outcome
-
-
-def _save(table: ObjectTable, path: Path, order: np.ndarray) -> Any:
-    yield from write_csv(table, path, order)
-    return path, len(order)
-
-
-def _copy(table: ObjectTable, order: np.ndarray) -> str:
-    return "\n".join(text_lines(table, order))
 
 
 # What outlives the dock

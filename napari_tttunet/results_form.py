@@ -28,6 +28,7 @@ from napari_tttunet.histogram import Histogram
 from napari_tttunet.object_table import ObjectView
 from napari_tttunet.scores_view import ScoresView
 from napari_tttunet.settings import Settings
+from napari_tttunet.table_export import TableExport
 
 
 class ResultsForm(QScrollArea):
@@ -47,9 +48,11 @@ class ResultsForm(QScrollArea):
         layout.addWidget(self._problem())
         layout.addLayout(self._objects(), 1)
         layout.addLayout(self._distribution())
-        layout.addLayout(self._export())
+        self.export = TableExport(self.view.objects, settings)
+        self.export.problem.connect(self._on_problem)
+        layout.addWidget(self.export)
         self.scores = ScoresView(viewer, settings)
-        self.scores.problem.connect(self._on_scores_problem)
+        self.scores.problem.connect(self._on_problem)
         layout.addWidget(self._fold("Compare with true labels", "results_scores", self.scores))
         self.setWidget(inside)
         self.settle()
@@ -142,22 +145,6 @@ class ResultsForm(QScrollArea):
         layout.addWidget(self.histogram)
         return layout
 
-    def _export(self) -> QVBoxLayout:
-        self.save = _named(QPushButton("Save table ..."), "results_save", "Save table")
-        self.save.setToolTip("Write the rows shown to a CSV file, for spreadsheets and R or Python")
-        self.copy = _named(QPushButton("Copy table"), "results_copy", "Copy table")
-        self.copy.setToolTip("Put the rows shown into the clipboard, to paste into a spreadsheet")
-        self.outcome = _named(QLabel(), "results_outcome", "What was saved")
-        self.outcome.setWordWrap(True)
-        self.outcome.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        line = QHBoxLayout()
-        line.addWidget(self.save)
-        line.addWidget(self.copy)
-        layout = QVBoxLayout()
-        layout.addLayout(line)
-        layout.addWidget(self.outcome)
-        return layout
-
     def _fold(self, title: str, name: str, content: QWidget) -> QWidget:
         """A part that opens and closes, and is remembered."""
         button = _named(QToolButton(), name, title)
@@ -206,7 +193,7 @@ class ResultsForm(QScrollArea):
         """Nothing is wrong any more."""
         self.problem.hide()
 
-    def _on_scores_problem(self, words: str, details: str) -> None:
+    def _on_problem(self, words: str, details: str) -> None:
         if words:
             self.tell(words, details)
         else:
@@ -230,7 +217,7 @@ class ResultsForm(QScrollArea):
         self.labels.setEnabled(labels)
         self.axes.setEnabled(labels)
         self.refresh.setEnabled(labels)
-        for widget in (self.save, self.copy, self.column, self.histogram):
+        for widget in (self.export, self.column, self.histogram):
             widget.setEnabled(objects)
 
 

@@ -199,6 +199,8 @@ class ScoresView(QWidget):
         self.problem.emit("", "")
         try:
             pair = pair_of(layer, self._axes, truth, self._volumes)
+            ours: Any
+            true: Any
             ours, true = pair.objects() if task == "instance" else (pair.pred, pair.truth)
             self._number += 1
             self._results, self._compared = {}, (layer, truth, pair, task)
@@ -208,8 +210,8 @@ class ScoresView(QWidget):
             # Entered before it is known to run: nothing is heard before this method ends.
             jobs[task] = evaluate(ours, true, task, self._hear(task), **options)
             if task == "instance":
-                sides = Foreground(pair.pred), Foreground(pair.truth)
-                jobs["foreground"] = evaluate(*sides, "semantic", self._hear("foreground"))
+                ours, true = Foreground(pair.pred), Foreground(pair.truth)
+                jobs["foreground"] = evaluate(ours, true, "semantic", self._hear("foreground"))
         except TTTUNetError as error:
             self.cancel()
             self.problem.emit(str(error), "")
@@ -319,10 +321,10 @@ class ScoresView(QWidget):
     # Showing
 
     def _show(self, scores: Scores | None, task: str = "instance") -> None:
-        while self.grid.count():
-            widget = self.grid.takeAt(0).widget()
-            widget.hide()
-            widget.deleteLater()
+        while (item := self.grid.takeAt(0)) is not None:
+            if (widget := item.widget()) is not None:
+                widget.hide()
+                widget.deleteLater()
         self.note.clear()
         self.legend.clear()
         if scores is None:
