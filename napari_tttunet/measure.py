@@ -348,7 +348,8 @@ def measure(plan: Plan) -> Generator[float, None, ObjectTable]:
         for fraction, block in _blocks(plan, frame, weights):
             sums.add(block)
             yield (number + fraction) / len(frames)
-        sums.finish()
+        for _ in sums.finish():
+            yield (number + 1) / len(frames)
         parts.append((frame, sums))
     return _table(plan, parts)
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Image, Labels
-from napari.qt.threading import create_worker
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication, QVBoxLayout, QWidget
 
 from napari_tttunet.axes import data_shape, parse_axes
+from napari_tttunet.background import Outcome, run_steps
 from napari_tttunet.measure import (
     ObjectTable,
     axes_of_labels,
@@ -149,8 +149,8 @@ class ResultsDock(QWidget):
 
     def _listen_to(self, layer: Any, on: bool) -> None:
         events = layer.events
-        changes = [events.data, events.paint, *(getattr(events, name) for name in _PLACE_EVENTS)]
-        pairs = [(event, self._on_changed) for event in changes]
+        pairs = [(getattr(events, name), self._on_moved) for name in _PLACE_EVENTS]
+        pairs += [(event, self._on_changed) for event in (events.data, events.paint)]
         # Undo, and `refresh` after a change of the array, are told by this alone.
         pairs.append((events.set_data, self._on_drawn))
         pairs.append((events.selected_label, self._on_selected_label))
@@ -245,6 +245,11 @@ class ResultsDock(QWidget):
         elif self.table is not None:
             self.form.summary.setText("The labels have changed since: press Refresh.")
 
+    def _on_moved(self, event: Any = None) -> None:
+        if not self._state["closed"]:
+            self.form.scores.list_truths()
+            self._on_changed()
+
     def _on_drawn(self, event: Any = None) -> None:
         if not self._state["closed"] and self._layer is not None and self._small():
             self._timer.start()
@@ -274,6 +279,7 @@ class ResultsDock(QWidget):
         if self._layer is None:
             return
         self.form.settle()
+        self._list_images()  # any of them may have been moved
         try:
             plan = plan_measurement(
                 self._layer,
@@ -288,12 +294,8 @@ class ResultsDock(QWidget):
             return
         known = self._known if only_if_changed else None
         steps = measure_changes(plan, known) if self._small() else measure_once(plan)
-        worker = create_worker(_numbered, steps, self._number)
-        worker.yielded.connect(self._on_progress)
-        worker.returned.connect(self._on_measured)
-        worker.errored.connect(self._on_error)
-        self._state["worker"] = worker
-        worker.start()
+        numbered = _numbered(steps, self._number)
+        self._state["worker"] = run_steps(numbered, self._on_outcome, self._on_progress)
         if not only_if_changed:
             self.form.summary.setText("Measuring ...")
         self.form.show_busy(True)
@@ -309,36 +311,34 @@ class ResultsDock(QWidget):
         if self.busy and not self._state["closed"]:
             self.form.progress.setValue(round(1000 * fraction))
 
-    def _on_measured(self, outcome: tuple[int, Any, ObjectTable | None]) -> None:
-        number, known, table = outcome
+    def _on_outcome(self, outcome: Outcome) -> None:
+        (number, known, table), error = outcome[0] or (self._number, None, None), outcome[1]
         if number != self._number or self._state["closed"]:
             return
         self._state["worker"] = None
         self.form.show_busy(False)
+        if error is not None:
+            self.form.summary.clear()
+            own = isinstance(error, TTTUNetError)
+            words = str(error) if own else "The layer cannot be read. Is its file still there?"
+            self.form.tell(words, "" if own else repr(error))
+            return
         self._known = known
         if table is not None:
-            self.form.scores.labels_changed(self._layer)
             self._show_table(table)
-
-    def _on_error(self, error: Exception) -> None:
-        if self._state["closed"]:
-            return
-        self.cancel()
-        known = isinstance(error, TTTUNetError)
-        words = str(error) if known else "The layer cannot be read. Is its file still there?"
-        self.form.tell(words, "" if known else repr(error))
 
     # Showing
 
     def _show_table(self, table: ObjectTable | None) -> None:
         form = self.form
         form.view.set_table(table)
-        form.fill(form.column, [column.header for column in table.columns[1:]] if table else [])
+        columns = () if table is None else table.columns[1:]
+        form.fill(form.column, [column.header for column in columns])
         if table is not None:
             wanted = self._settings.get("results.column", table.size_key)
             if wanted in ("area", "volume"):
                 wanted = table.size_key
-            keys = [column.key for column in table.columns[1:]]
+            keys = [column.key for column in columns]
             form.column.setCurrentIndex(keys.index(wanted if wanted in keys else table.size_key))
         self._show_column()
         if table is not None and self._layer is not None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from napari.layers import Labels
-from napari.qt.threading import create_worker
 from napari.utils.colormaps import DirectLabelColormap
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import (
@@ -25,6 +24,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_tttunet.background import Outcome, run_steps
 from napari_tttunet.comparison import (
     COLOURS,
     DIFFERENT,
@@ -167,8 +167,9 @@ class ScoresView(QWidget):
         self.truth.blockSignals(True)
         self.truth.clear()
         self.truth.addItems([layer.name for layer in self._truths])
-        if chosen in self._truths:
-            self.truth.setCurrentIndex(self._truths.index(chosen))
+        # With a placeholder, Qt itself chooses none.
+        kept = self._truths.index(chosen) if chosen in self._truths else 0
+        self.truth.setCurrentIndex(kept if self._truths else -1)
         self.truth.blockSignals(False)
         if self._compared and not all(x in self._viewer.layers for x in self._compared[:2]):
             self.cancel()
@@ -263,32 +264,28 @@ class ScoresView(QWidget):
         if task == "instance":
             result = self._results["instance"]
             scores = object_scores(result, self._results["foreground"])
-            steps = partial(paint_objects, pair, result)
+            steps = paint_objects(pair, result)
         else:
-            scores, steps = class_scores(self._results["semantic"]), partial(paint_classes, pair)
+            scores, steps = class_scores(self._results["semantic"]), paint_classes(pair)
         self._show(scores, task)
         self.note.setText(f"'{layer.name}' compared with '{truth.name}'")
-        worker = create_worker(_with_number, steps, self._number)
-        worker.returned.connect(self._on_painted)
-        worker.errored.connect(self._on_error)
-        self._running["worker"] = worker
-        worker.start()
+        self._running["worker"] = run_steps(_numbered(steps, self._number), self._on_painted)
         self._enable()
 
-    def _on_painted(self, outcome: tuple[int, np.ndarray]) -> None:
-        number, painted = outcome
+    def _on_painted(self, outcome: Outcome) -> None:
+        (number, painted), error = outcome[0] or (self._number, None), outcome[1]
         if number != self._number or self._running["closed"] or self._compared is None:
+            return
+        if error is not None:
+            self.cancel()
+            own = isinstance(error, TTTUNetError)
+            self.problem.emit(str(error) if own else "The layers cannot be read.", repr(error))
             return
         self._running["worker"] = None
         self._enable()
         layer, truth, _, task = self._compared
         if layer in self._viewer.layers:
             self._put(layer, truth, painted, task)
-
-    def _on_error(self, error: Exception) -> None:
-        self.cancel()
-        hint = str(error) if isinstance(error, TTTUNetError) else "The layers cannot be read."
-        self.problem.emit(hint, repr(error))
 
     def _put(self, layer: Any, truth: Any, painted: np.ndarray, task: str) -> None:
         """Show the comparison; one that was shown before is replaced unless it was edited."""
@@ -374,8 +371,8 @@ class ScoresView(QWidget):
         self._settings.save_soon()
 
 
-def _with_number(steps: Callable[[], Any], number: int) -> Any:
-    painted = yield from steps()
+def _numbered(steps: Any, number: int) -> Any:
+    painted = yield from steps
     return number, painted
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -201,13 +201,15 @@ class FrameSums:
     def add(self, block: BlockSums) -> None:
         self._blocks.append(block)
 
-    def finish(self) -> None:
-        """Join the blocks."""
+    def finish(self) -> Iterator[None]:
+        """Joins the blocks; yields between steps, which are long for millions of objects."""
         labels = np.concatenate([block.labels for block in self._blocks])
         self.labels, index = np.unique(labels, return_inverse=True)
         sums = np.concatenate([block.sums for block in self._blocks])
         count = len(self.labels)
+        yield
         self.sums = np.stack([np.bincount(index, column, count) for column in sums.T], 1)
+        yield
         if count:
             order = np.argsort(index, kind="stable")
             begin = np.searchsorted(index[order], np.arange(count))
@@ -216,8 +218,12 @@ class FrameSums:
             parts = [u.reduceat(bright[:, i], begin, 1) for i, u in enumerate(ufuncs)]
             self.bright = np.stack(parts, 1)
         rows = np.concatenate([block.rows for block in self._blocks])
-        self.hull = hull_areas(rows, self.labels) if self.n == 2 else np.zeros(count)
         self._blocks = []
+        yield
+        if self.n == 2:
+            self.hull = yield from hull_areas(rows, self.labels)
+        else:
+            self.hull = np.zeros(count)
 
     @classmethod
     def join(cls, frames: Sequence[FrameSums]) -> FrameSums:
@@ -296,8 +302,8 @@ class FrameSums:
         return np.sqrt(np.maximum(np.linalg.eigvalsh(world), 1e-300))
 
 
-def hull_areas(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Areas of the convex hulls of objects, in pixels.
+def hull_areas(rows: np.ndarray, labels: np.ndarray) -> Generator[None, None, np.ndarray]:
+    """Areas of the convex hulls of objects, in pixels; yields between steps.
 
     Args:
         rows: int64 [R, 4]: label, y, first x, last x + 1 of runs; in any order.
@@ -316,11 +322,12 @@ def hull_areas(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
         chain = np.stack([objects[order], y[order], np.tile(x, 2)[order]])
         new = np.ones(len(order), bool)
         new[1:] = (chain[:2, 1:] != chain[:2, :-1]).any(0)
-        areas -= _under_convex(chain[:, new], len(labels))
+        yield
+        areas -= yield from _under_convex(chain[:, new], len(labels))
     return areas
 
 
-def _under_convex(chain: np.ndarray, count: int) -> np.ndarray:
+def _under_convex(chain: np.ndarray, count: int) -> Generator[None, None, np.ndarray]:
     """Integrals over y of the lower convex boundary of points.
 
     A point that lies on or above the line between its neighbours is no corner of the hull,
@@ -344,4 +351,5 @@ def _under_convex(chain: np.ndarray, count: int) -> np.ndarray:
         part = step * (ready[2, 1:] + ready[2, :-1]) / 2
         areas += np.bincount(ready[0, 1:], part, count)
         chain = chain[:, busy[obj] & ~gone]
+        yield
     return areas

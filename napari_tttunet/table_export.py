@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from napari.qt.threading import create_worker
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import (
     QApplication,
@@ -20,6 +20,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_tttunet.background import Outcome, run_steps
 from napari_tttunet.measure import ObjectTable, write_csv
 from napari_tttunet.object_table import ObjectModel, text_lines
 from napari_tttunet.settings import Settings
@@ -96,36 +97,39 @@ class TableExport(QWidget):
             return
         self.problem.emit("", "")
         self._say("Writing ...")
-        worker = create_worker(function, self._objects.table, self._objects.order, *more)
-        worker.returned.connect(listener)
-        worker.errored.connect(self._on_error)
-        worker.start()
+        run_steps(function(self._objects.table, self._objects.order, *more), listener)
 
     def _say(self, words: str) -> None:
         self.outcome.setText(words)
         self.outcome.setVisible(bool(words))
 
-    def _on_saved(self, outcome: tuple[Path, int]) -> None:
-        if not self._state["closed"]:
-            path, count = outcome
+    def _on_saved(self, outcome: Outcome) -> None:
+        if self._succeeded(outcome):
+            path, count = outcome[0]
             self._say(f"{count} rows saved to {path}")
 
-    def _on_copied(self, outcome: tuple[str, int]) -> None:
-        if not self._state["closed"]:
-            text, count = outcome
+    def _on_copied(self, outcome: Outcome) -> None:
+        if self._succeeded(outcome):
+            text, count = outcome[0]
             QApplication.clipboard().setText(text)
             self._say(f"{count} rows copied: paste them into a spreadsheet")
 
-    def _on_error(self, error: Exception) -> None:
-        if not self._state["closed"]:
+    def _succeeded(self, outcome: Outcome) -> bool:
+        """Tells what went wrong, if something did and there is somebody to tell."""
+        error = outcome[1]
+        if error is not None and not self._state["closed"]:
             self._say("")
             self.problem.emit(str(error), "" if isinstance(error, TTTUNetError) else repr(error))
+        return error is None and not self._state["closed"]
 
 
-def _save(table: ObjectTable, order: np.ndarray, path: Path) -> Any:
+def _save(
+    table: ObjectTable, order: np.ndarray, path: Path
+) -> Generator[int, None, tuple[Path, int]]:
     yield from write_csv(table, path, order)
     return path, len(order)
 
 
-def _copy(table: ObjectTable, order: np.ndarray) -> tuple[str, int]:
+def _copy(table: ObjectTable, order: np.ndarray) -> Generator[int, None, tuple[str, int]]:
+    yield 0
     return "\n".join(text_lines(table, order)), len(order)

@@ -190,7 +190,7 @@ def test_hulls_of_shapes_with_dents_and_of_pieces() -> None:
 
     corners = [(y + dy, x) for _, y, *ends in rows for x in ends for dy in (0, 1)]
     expected = ConvexHull(corners).volume
-    assert hull_areas(np.array(rows), np.array([7])) == pytest.approx([expected])
+    assert run(hull_areas(np.array(rows), np.array([7]))) == pytest.approx([expected])
 
 
 def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:

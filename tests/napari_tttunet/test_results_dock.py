@@ -446,7 +446,7 @@ def test_a_worker_that_is_killed_and_a_comparison_that_is_cancelled(
     click(qtbot, dock, "results_scores")
     click(qtbot, dock, "results_compare")
     note = find(dock, "results_compare_note")
-    qtbot.waitUntil(lambda: bool(session().engine.worker_pid) and note.text(), timeout=PATIENCE)
+    qtbot.waitUntil(lambda: bool(session().engine.worker_pid and note.text()), timeout=PATIENCE)
     os.kill(session().engine.worker_pid, signal.SIGKILL)
     qtbot.waitUntil(dock.form.problem.isVisible, timeout=PATIENCE)
     assert "ended unexpectedly" in find(dock, "results_problem_text").text()
