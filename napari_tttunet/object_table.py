@@ -137,7 +137,6 @@ class ObjectView(QTableView):
         self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
         self.setHorizontalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
-        self.setAlternatingRowColors(True)
         self.setWordWrap(False)
         rows, columns = self.verticalHeader(), self.horizontalHeader()
         rows.hide()

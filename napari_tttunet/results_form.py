@@ -30,6 +30,8 @@ from napari_tttunet.scores_view import ScoresView
 from napari_tttunet.settings import Settings
 from napari_tttunet.table_export import TableExport
 
+_MARGIN = 6
+
 
 class ResultsForm(QScrollArea):
     """The controls, in an area that scrolls on small screens."""
@@ -40,9 +42,9 @@ class ResultsForm(QScrollArea):
         self.setWidgetResizable(True)
         self.setFrameShape(QFrame.Shape.NoFrame)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.setMinimumWidth(280)
         inside = QWidget()
         layout = QVBoxLayout(inside)
+        layout.setContentsMargins(_MARGIN, _MARGIN, _MARGIN, _MARGIN)
         layout.addLayout(self._what())
         layout.addLayout(self._measuring())
         layout.addWidget(self._problem())
@@ -55,6 +57,10 @@ class ResultsForm(QScrollArea):
         self.scores.problem.connect(self._on_problem)
         layout.addWidget(self._fold("Compare with true labels", "results_scores", self.scores))
         self.setWidget(inside)
+        # Folded parts count too: nothing may be cut off at the right when they open.
+        bar = self.verticalScrollBar().sizeHint().width()
+        scores = self.scores.minimumSizeHint().width() + 2 * _MARGIN
+        self.setMinimumWidth(max(inside.minimumSizeHint().width(), scores) + bar)
         self.settle()
         self.show_busy(False)
 

@@ -53,7 +53,7 @@ _LEGEND = {
         MATCHED: "matched",
         MISSED: "missed",
         FALSE: "false",
-        DIFFERENT: "missed and false overlap: another outline",
+        DIFFERENT: "found, but with another outline",
     },
     "semantic": {
         MATCHED: "same class",
@@ -103,6 +103,7 @@ class ScoresView(QWidget):
         self.kind = _named(QComboBox(), "results_compare_as", "Compare as")
         self.kind.addItem("Objects, one by one", "instance")
         self.kind.addItem("Classes, pixel by pixel", "semantic")
+        self.kind.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         self.kind.setToolTip("Objects: each label is one object. Classes: each label is a kind.")
         chosen = self._settings.get("results.compare_as", "instance")
         self.kind.setCurrentIndex(max(self.kind.findData(chosen), 0))
@@ -268,7 +269,7 @@ class ScoresView(QWidget):
         else:
             scores, steps = class_scores(self._results["semantic"]), paint_classes(pair)
         self._show(scores, task)
-        self.note.setText(f"'{layer.name}' compared with '{truth.name}'")
+        self.note.setText("As the labels are now:")
         self._running["worker"] = run_steps(_numbered(steps, self._number), self._on_painted)
         self._enable()
 
@@ -332,15 +333,15 @@ class ScoresView(QWidget):
             label = QLabel(f"{name} <b>{number}</b>")
             label.setObjectName(f"results_score_{name.lower().replace(' ', '_')}")
             label.setToolTip(tip)
-            self.grid.addWidget(label, position // 3, position % 3)
+            self.grid.addWidget(label, *divmod(position, 2))
         if len(scores.rows) > _MOST_CLASSES:
             more = QLabel(f"and {len(scores.rows) - _MOST_CLASSES} more classes")
-            self.grid.addWidget(more, self.grid.rowCount(), 0, 1, 3)
+            self.grid.addWidget(more, self.grid.rowCount(), 0, 1, 2)
         parts = []
         for kind, words in _LEGEND[task].items():
             count = f"{scores.counts[kind]} " if kind in scores.counts else ""
             parts.append(f"<span style='color:{COLOURS[kind]}'>\u25a0</span>&nbsp;{count}{words}")
-        self.legend.setText("&nbsp;&nbsp; ".join(parts))
+        self.legend.setText("<br>".join(parts))
 
     def _enable(self) -> None:
         ready = self._truth() is not None

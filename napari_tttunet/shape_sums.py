@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 #: Pixels that are summed at once: some milliseconds for each call of numpy.
-BLOCK_PIXELS = 2**19
+BLOCK_PIXELS = 2**18
 _DIRECTIONS_ON_SPHERE = 20_000
 
 

@@ -367,6 +367,9 @@ def test_matched_missed_and_false_objects(
     assert shown.get_color(0) is None or shown.get_color(0)[3] == 0
     legend = find(dock, "results_legend").text()
     assert all(words in legend for words in ("1 matched", "2 missed", "2 false"))
+    inside = dock.form.widget()
+    assert inside.minimumSizeHint().width() <= dock.form.viewport().width(), "cut off"
+    assert dock.minimumSizeHint().width() <= 320
     assert viewer.layers.selection.active is pred
     assert dock.form.labels.currentText() == "pred"
     # at a lower overlap the other outline is a match
