@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Generator
 from typing import Any
 
-from napari.qt.threading import create_worker
-
 #: Seconds after each step in which the window's thread has Python for itself: it takes Python up
 #: many times to paint, and would wait for this thread each time.
 _BREATH = 0.002
@@ -34,6 +32,8 @@ def run_steps(
     Returns:
         napari's worker, started.
     """
+    from napari.qt.threading import create_worker
+
     worker = create_worker(_guarded, steps)
     worker.returned.connect(on_outcome)
     if on_progress is not None:

@@ -261,7 +261,7 @@ class ScoresView(QWidget):
 
     def _show_result(self) -> None:
         assert self._compared is not None
-        layer, truth, pair, task = self._compared
+        _, _, pair, task = self._compared
         if task == "instance":
             result = self._results["instance"]
             scores = object_scores(result, self._results["foreground"])
@@ -274,7 +274,8 @@ class ScoresView(QWidget):
         self._enable()
 
     def _on_painted(self, outcome: Outcome) -> None:
-        (number, painted), error = outcome[0] or (self._number, None), outcome[1]
+        error = outcome[1]
+        number, painted = outcome[0] or (self._number, np.zeros(0, np.uint8))
         if number != self._number or self._running["closed"] or self._compared is None:
             return
         if error is not None:
