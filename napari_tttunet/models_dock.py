@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import napari
 
 #: Seconds that an export or a download has to remove what is half done.
-_GRACE = 10.0
 _ARCHIVES = "Models (*.zip model.json)"
 _CHECKPOINTS = "Checkpoints (*.pth *.pt)"
 
@@ -105,7 +104,6 @@ class ModelsDock(QWidget):
         self._then = then
         self._run.job = None
         self._run.job = session().engine.request(request, self._run.on_event)
-        self._run.job.grace = _GRACE
         self._update()
 
     def hear(self, event: Any) -> None:

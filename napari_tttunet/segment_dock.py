@@ -453,11 +453,9 @@ class SegmentDock(QWidget):
 def _read_models() -> list[dict[str, Any]]:
     """The library as the engine lists it, but without waiting for jobs that run."""
     import tttunet.engine.batch  # noqa: F401  # so that its first use later takes no time
-    from tttunet.engine.library import run_list
-    from tttunet.engine.worker import Reporter
+    from tttunet.engine.library import library
 
-    silent = Reporter(lambda event: None, lambda: False)
-    return list(run_list(messages.ListModels(), silent)["models"])
+    return library()
 
 
 def _file(layer: Any) -> str:

@@ -60,13 +60,14 @@ class Scrolling(QScrollArea):
         self.setWidgetResizable(True)
         self.setFrameShape(QFrame.Shape.NoFrame)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self._content = content
         self.setWidget(content)
 
     def minimumSizeHint(self) -> QSize:  # noqa: N802
-        return QSize(min(self.widget().minimumSizeHint().width() + 16, 320), 120)
+        return QSize(min(self._content.minimumSizeHint().width() + 16, 320), 120)
 
     def sizeHint(self) -> QSize:  # noqa: N802
-        hint = self.widget().sizeHint()
+        hint = self._content.sizeHint()
         return QSize(max(hint.width() + 16, 300), hint.height() + 4)
 
 
