@@ -10,7 +10,7 @@ it. Nothing here waits for the worker but `Job.wait` and, for some seconds, `Eng
 Jobs. `segment` and `evaluate` take arrays, `decode` changes the thresholds of the last
 segmentation without the network. All others are `request(message)`, see `messages`: `Hello` (starts
 the worker early), `Estimate`, `Train` (`options={"start": model}` fine-tunes), `Evaluate` (files),
-`Batch`, `ListModels`, `AddModel`, `RemoveModel`.
+`Batch`, `ListModels`, `AddModel`, `RemoveModel`, `ExportModel`, `DownloadModel`.
 
 Events. `on_event(job, event)` hears `Queued`, `Started`, `Progress` (`fraction` of a `stage`,
 `eta`), `Log`, `Preview` (finished tiles), `Metric` (training), `FileStatus` (batch), and last
@@ -53,7 +53,9 @@ __all__ = ["Engine", "Job", "Preview"]
 GRACE = 1.0
 #: The same for what should not be ended in the middle: a training ends its step and saves a
 #: checkpoint, others write files.
-GRACES = {"train": 60.0, "batch": 10.0, "add_model": 10.0, "remove_model": 10.0}
+GRACES = {"train": 60.0, "batch": 10.0} | dict.fromkeys(
+    ("add_model", "remove_model", "export_model", "download_model"), 10.0
+)
 #: The same for any job when the engine is closed.
 CLOSING_GRACE = 3.0
 #: How often a running worker is asked whether it lives, in seconds: appose may miss its death.

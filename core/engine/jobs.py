@@ -151,10 +151,9 @@ def _train(request: messages.Train, reporter: Reporter) -> dict[str, Any]:
 
 
 def _library(request: Any, reporter: Reporter) -> dict[str, Any]:
-    from tttunet.engine.library import run_add, run_list, run_remove
+    from tttunet.engine.library import run
 
-    run: Any = {"list_models": run_list, "add_model": run_add, "remove_model": run_remove}
-    return dict(run[request.kind](request, reporter))
+    return run(request, reporter)
 
 
 def _evaluate(request: messages.Evaluate, reporter: Reporter) -> dict[str, Any]:
@@ -235,4 +234,6 @@ _HANDLERS: dict[str, Callable[[Any, Reporter], dict[str, Any]]] = {
     "list_models": _library,
     "add_model": _library,
     "remove_model": _library,
+    "export_model": _library,
+    "download_model": _library,
 }

@@ -228,7 +228,8 @@ class AddModel(Message, kind="add_model"):
     """Check a model and copy it into the user's library.
 
     Attributes:
-        source: a model's folder, or with `convert` a checkpoint of the authors' code.
+        source: a model's folder or archive (.zip), or with `convert` a checkpoint of the authors'
+            code.
         name: in the library; empty: the model's own.
         overwrite: replace the user's model of that name.
         options: of the conversion, see `tttunet.models.convert_checkpoint`.
@@ -246,6 +247,40 @@ class RemoveModel(Message, kind="remove_model"):
     """Delete a model from the user's library."""
 
     name: str
+
+
+@dataclass(frozen=True)
+class ExportModel(Message, kind="export_model"):
+    """Write a model to a folder or archive that `AddModel` takes elsewhere.
+
+    Attributes:
+        name: in the library.
+        output: the archive to write if it ends in .zip, else the folder to make.
+        overwrite: replace what is there.
+    """
+
+    name: str
+    output: str
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class DownloadModel(Message, kind="download_model"):
+    """Fetch an archive with a model and add it to the user's library.
+
+    Attributes:
+        url: https, or http on this computer.
+        sha256: of the archive, if the user knows it.
+        name: in the library; empty: the model's own.
+        overwrite: replace the user's model of that name.
+        limit: the largest archive that is accepted, in bytes.
+    """
+
+    url: str
+    sha256: str = ""
+    name: str = ""
+    overwrite: bool = False
+    limit: int = 2 * 2**30
 
 
 # Events

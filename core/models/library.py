@@ -138,11 +138,7 @@ def add_model(path: str | Path, name: str | None = None, *, overwrite: bool = Fa
     source = resolve(Path(path))
     config = load_model(source).config
     name = name or config.name
-    _check_name(name)
-    if name.casefold() in {entry.name.casefold() for entry in _shipped()}:
-        raise ModelError(
-            f"'{name}' is the name of a shipped model.", "Choose another name (--name)."
-        )
+    check_new_name(name, overwrite=True)  # `atomic_folder` knows what may be replaced
     target = user_folder() / name
     weights = weights_path(config, source)
     with atomic_folder(target, overwrite=overwrite) as temporary:
@@ -150,6 +146,26 @@ def add_model(path: str | Path, name: str | None = None, *, overwrite: bool = Fa
         card = card_text(config.model_copy(update={"name": name}))
         write_file(temporary / CARD_NAME, card.encode())
     return _entry(name, "user", target)
+
+
+def check_new_name(name: str, *, overwrite: bool = False) -> None:
+    """Whether a model may be added under a name, before the work that makes it; "" is undecided.
+
+    Raises:
+        ModelError: the name cannot be used, or is that of a shipped model.
+        OutputError: the user has a model of that name.
+    """
+    if not name:
+        return
+    _check_name(name)
+    if name.casefold() in {entry.name.casefold() for entry in _shipped()}:
+        raise ModelError(
+            f"'{name}' is the name of a shipped model.", "Choose another name (--name)."
+        )
+    if not overwrite and (user_folder() / name).exists():
+        raise OutputError(
+            f"'{user_folder() / name}' exists already.", "Pass --overwrite to replace it."
+        )
 
 
 def remove_model(name: str) -> Path:

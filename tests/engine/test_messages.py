@@ -32,6 +32,8 @@ EXAMPLES = [
     messages.ListModels(),
     messages.AddModel("folder", "name", convert=True, options={"fold": "0"}),
     messages.RemoveModel("name"),
+    messages.ExportModel("name", "name.zip", overwrite=True),
+    messages.DownloadModel("https://example.org/a.zip", "ab" * 32, "name"),
     messages.Queued(2),
     messages.Started(True),
     messages.Progress(0.5, "tiles", None),

@@ -1,0 +1,260 @@
+"""What the Batch dock asks for: model, names, formats and options, as fields of a batch file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QFormLayout,
+    QHBoxLayout,
+    QLineEdit,
+    QSpinBox,
+    QToolButton,
+    QWidget,
+)
+
+from napari_tttunet.dock_parts import Fold, named, wrapped_label
+from napari_tttunet.settings import Settings
+
+#: Formats of label files, and what they are called.
+FORMATS = (
+    ("auto", "Automatic"),
+    (".ome.tif", "OME-TIFF (.ome.tif)"),
+    (".nii.gz", "NIfTI (.nii.gz)"),
+    (".nrrd", "NRRD (.nrrd)"),
+    (".mha", "MetaImage (.mha)"),
+)
+ENDING = "_labels"
+#: Fields of a batch file that have no control here, and what they usually are; those of a file
+#: that was opened are kept.
+_KEPT: dict[str, Any] = {"tile": [], "overlap": 0.25}
+
+
+class BatchForm(QWidget):
+    """Everything about a batch but its files.
+
+    Attributes:
+        changed: the user, or a file that was opened, changed something.
+        names_changed: the same for what decides the names of results.
+        browse: the user wants to choose the output folder in a dialog.
+    """
+
+    changed = Signal()
+    names_changed = Signal()
+    browse = Signal()
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self._settings = settings
+        self._kept: dict[str, Any] = {}
+        self.model = named(QComboBox(), "batch_model", "The model that segments every image.")
+        self.output = named(
+            QLineEdit(),
+            "batch_output",
+            "Folder of the results. It is made if it does not exist; your images stay as they are.",
+        )
+        self.output.setPlaceholderText("choose a folder")
+        choose = named(QToolButton(), "batch_choose_output", "Choose the folder of the results.")
+        choose.setText("...")
+        choose.clicked.connect(lambda *_: self.browse.emit())
+        row = QHBoxLayout()
+        row.addWidget(self.output)
+        row.addWidget(choose)
+        self.ending = named(
+            QLineEdit(ENDING),
+            "batch_ending",
+            "What is added to the name of the image to name its labels.",
+        )
+        self.preview = wrapped_label("batch_name_preview")
+        self.format = named(
+            QComboBox(),
+            "batch_format",
+            "The kind of file for the labels. Automatic: NIfTI, NRRD and MetaImage stay what they "
+            "are, all others become OME-TIFF.",
+        )
+        for value, text in FORMATS:
+            self.format.addItem(text, value)
+        self.skip = named(
+            QCheckBox("Skip images whose results exist"),
+            "batch_skip",
+            "So a batch that was interrupted goes on. Without it, existing results are replaced.",
+        )
+        self.skip.setChecked(True)
+        for combo in (self.model, self.format):
+            combo.setSizeAdjustPolicy(
+                QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
+            )
+            combo.setMinimumContentsLength(12)
+        form = QFormLayout(self)
+        form.setContentsMargins(0, 0, 0, 0)
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        form.addRow("Model", self.model)
+        form.addRow("Save in", row)
+        form.addRow("Name ends in", self.ending)
+        form.addRow(self.preview)
+        form.addRow("Format", self.format)
+        form.addRow(self.skip)
+        form.addRow(self._options())
+        self._remember()
+        self.ending.textChanged.connect(lambda *_: self.names_changed.emit())
+        self.format.currentIndexChanged.connect(lambda *_: self.names_changed.emit())
+
+    def _options(self) -> Fold:
+        content = QWidget()
+        form = QFormLayout(content)
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        form.setContentsMargins(8, 0, 0, 0)
+        self.overlay = named(
+            QCheckBox("Picture with outlines"),
+            "batch_overlay",
+            "Also write NAME_overlay.png: the image with the outlines of the objects.",
+        )
+        self.table = named(
+            QCheckBox("Table of the objects"),
+            "batch_table",
+            "Also write NAME_objects.csv: size, place and brightness of every object.",
+        )
+        self.mirror = named(
+            QCheckBox("Average over flips"),
+            "batch_mirror",
+            "Segment mirrored copies too and average: slower, often a little better.",
+        )
+        self.min_size = named(
+            QSpinBox(), "batch_min_size", "Smaller objects (pixels or voxels) are left out."
+        )
+        self.min_size.setRange(-1, 10_000_000)
+        self.min_size.setValue(-1)
+        self.min_size.setSpecialValueText("as the model says")
+        self.channel = named(
+            QLineEdit(),
+            "batch_channel",
+            "Name or number (from 0) of the one channel to segment; empty: all channels.",
+        )
+        self.channel.setPlaceholderText("all")
+        self.axes = named(
+            QLineEdit(),
+            "batch_axes",
+            "One letter per dimension (T time, C channel, Z, Y, X) if the files say it wrongly.",
+        )
+        self.axes.setPlaceholderText("as the files say")
+        self.device = named(
+            QComboBox(), "batch_device", "Where the network runs; automatic takes a GPU if any."
+        )
+        self.show_devices({})
+        self.kept_note = wrapped_label("batch_kept")
+        for box in (self.overlay, self.table, self.mirror):
+            form.addRow(box)
+        form.addRow("Smallest object", self.min_size)
+        form.addRow("Channel", self.channel)
+        form.addRow("Axes", self.axes)
+        form.addRow("Device", self.device)
+        form.addRow(self.kept_note)
+        self.kept_note.hide()
+        return Fold("More options", content, "batch_more")
+
+    def _remember(self) -> None:
+        """Begin as the last session ended, and keep what changes."""
+        for name in ("skip", "overlay", "table", "mirror"):
+            box = getattr(self, name)
+            box.setChecked(self._settings.get(f"batch.{name}", box.isChecked()))
+            box.toggled.connect(lambda on, name=name: self._store(name, on))
+        for name in ("format", "device"):
+            combo = getattr(self, name)
+            _choose(combo, self._settings.get(f"batch.{name}", "auto"))
+            combo.currentIndexChanged.connect(
+                lambda _, name=name, combo=combo: self._store(name, combo.currentData())
+            )
+        self.ending.setText(self._settings.get("batch.ending", ENDING))
+        self.ending.textChanged.connect(lambda text: self._store("ending", text or ENDING))
+        self.model.activated.connect(lambda _: self._store("model", self.model.currentData()))
+        for edit in (self.output, self.channel, self.axes):
+            edit.textChanged.connect(lambda *_: self.changed.emit())
+        self.min_size.valueChanged.connect(lambda *_: self.changed.emit())
+
+    def _store(self, name: str, value: Any) -> None:
+        if value is not None:
+            self._settings.set(f"batch.{name}", value)
+            self._settings.save_soon()
+        self.changed.emit()
+
+    def show_models(self, models: list[dict[str, Any]]) -> None:
+        """Offer the models that can be used; the chosen one stays."""
+        chosen = self.model.currentData() or self._settings.get("batch.model", "nuclei")
+        self.model.clear()
+        for model in models:
+            if model["error"] is None:
+                self.model.addItem(f"{model['name']} ({model['dim']}D)", model["name"])
+                tip = model.get("title") or ""
+                self.model.setItemData(self.model.count() - 1, tip, 3)  # Qt.ToolTipRole
+        _choose(self.model, chosen)
+
+    def show_devices(self, about: Mapping[str, Any]) -> None:
+        """Offer the devices that the worker has; only the sure ones before it ever started."""
+        chosen = self.device.currentData() or self._settings.get("batch.device", "auto")
+        names = about.get("device_names", {})
+        used = about.get("device")
+        self.device.blockSignals(True)
+        self.device.clear()
+        self.device.addItem(f"Automatic{f': {names.get(used, used)}' if used else ''}", "auto")
+        for device in about.get("devices", ["cpu"]):
+            self.device.addItem(names.get(device, device.upper()), device)
+        _choose(self.device, chosen, add=chosen != "auto")
+        self.device.blockSignals(False)
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of a batch file, without `inputs`."""
+        output = self.output.text().strip()
+        min_size = self.min_size.value()
+        decoding = {**self._kept.get("decoding", {})}
+        if min_size >= 0:
+            decoding["min_size"] = min_size
+        return {
+            **{name: self._kept[name] for name in _KEPT if name in self._kept},
+            # Always a folder, also of a single image.
+            "output": output.rstrip("/\\") + "/" if output else "",
+            "model": self.model.currentData() or "nuclei",
+            "ending": self.ending.text().strip() or ENDING,
+            "format": self.format.currentData(),
+            "overlay": self.overlay.isChecked(),
+            "table": self.table.isChecked(),
+            "axes": self.axes.text().strip().upper() or None,
+            "channel": self.channel.text().strip() or None,
+            "device": self.device.currentData(),
+            "mirror": self.mirror.isChecked(),
+            "decoding": decoding,
+            "existing": "skip" if self.skip.isChecked() else "overwrite",
+        }
+
+    def show_fields(self, fields: Mapping[str, Any]) -> None:
+        """Show the content of a batch file; what has no control is kept and named."""
+        _choose(self.model, fields["model"], add=True)
+        self.output.setText(str(fields["output"]).rstrip("/\\") or "/")
+        self.ending.setText(fields["ending"])
+        _choose(self.format, fields["format"])
+        _choose(self.device, fields["device"], add=True)
+        for name in ("overlay", "table", "mirror"):
+            getattr(self, name).setChecked(fields[name])
+        self.axes.setText(fields["axes"] or "")
+        self.channel.setText(fields["channel"] or "")
+        self.skip.setChecked(fields["existing"] != "overwrite")
+        decoding = dict(fields["decoding"])
+        self.min_size.setValue(int(decoding.pop("min_size", -1)))
+        unusual = {name: fields[name] for name, usual in _KEPT.items() if fields[name] != usual}
+        self._kept = {**unusual, "decoding": decoding}
+        unusual = {**unusual, **decoding}
+        text = ", ".join(f"{name} {value}" for name, value in unusual.items())
+        self.kept_note.setText(f"From the file: {text}")
+        self.kept_note.setVisible(bool(unusual))
+
+
+def _choose(combo: QComboBox, value: str, add: bool = False) -> None:
+    place = combo.findData(value)
+    if place < 0 and add and value:
+        combo.addItem(str(value), value)
+        place = combo.count() - 1
+    if place >= 0:
+        combo.setCurrentIndex(place)

@@ -1,0 +1,93 @@
+"""What a batch left behind, shown in the viewer; and a batch as a command."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from napari_tttunet.convert import LayerData, image_layers
+
+
+@dataclass(frozen=True)
+class Result:
+    """The layers of an image and of its labels."""
+
+    images: list[LayerData]
+    labels: list[LayerData]
+
+    def show(self, viewer: Any) -> None:
+        """Add them to a viewer, on the same grid; an image that is there already stays."""
+        from napari.layers import Layer
+
+        for data, arguments, kind in (*self.images, *self.labels):
+            known = _layer(viewer, arguments)
+            if known is not None and kind == "image":
+                continue
+            if known is not None and not _is_same(known.data, data):
+                known = None  # the user, or another model, changed the labels
+            layer = known or viewer.add_layer(Layer.create(data, arguments, kind))
+            viewer.layers.selection.active = layer
+
+
+def load_result(source: str, labels: str, fields: Mapping[str, Any]) -> Result:
+    """Read an image and its labels, with the readers that the batch itself uses.
+
+    Args:
+        source, labels: the files.
+        fields: of the batch file: `axes` and `model`.
+
+    Raises:
+        ImageError: one of them cannot be read.
+    """
+    from tttunet.imaging import load_image, load_labels
+
+    images = image_layers(load_image(source, fields["axes"]), "image")
+    found = image_layers(load_labels(labels), "labels")
+    for layers, path in ((images, source), (found, labels)):
+        for _, arguments, _ in layers:
+            arguments["metadata"]["tttunet"]["path"] = path
+    for _, arguments, _ in found:
+        arguments["metadata"]["tttunet"]["model"] = fields["model"]
+    return Result(images, found)
+
+
+def _layer(viewer: Any, arguments: Mapping[str, Any]) -> Any:
+    """The layer that shows a file already."""
+    path = arguments["metadata"]["tttunet"]["path"]
+    for layer in viewer.layers:
+        own = layer.metadata.get("tttunet") or {}
+        if own.get("path") == path and layer.name.startswith(arguments["name"]):
+            return layer
+    return None
+
+
+def _is_same(shown: Any, data: Any) -> bool:
+    return bool(shown.shape == data.shape and (shown == data).all())
+
+
+def segment_command(plan: Mapping[str, Any]) -> str | None:
+    """The `tttunet segment` that does what a batch does; None if it has no such options.
+
+    Args:
+        plan: the fields of a batch file.
+    """
+    if plan["ending"] != "_labels" or plan["format"] != "auto":
+        return None
+    words = ["tttunet", "segment", *map(str, plan["inputs"]), "--engine"]
+    words += ["--output", plan["output"] or str(Path("labels")) + "/", "--model", plan["model"]]
+    for name in ("axes", "channel"):
+        words += [f"--{name}", plan[name]] if plan[name] else []
+    words += ["--device", plan["device"]] if plan["device"] != "auto" else []
+    words += ["--tile", ",".join(map(str, plan["tile"]))] if plan.get("tile") else []
+    words += ["--overlap", str(plan["overlap"])] if "overlap" in plan else []
+    words += ["--tta"] if plan["mirror"] else []
+    for name in ("overlay", "table"):
+        words += [f"--{name}"] if plan[name] else []
+    words += ["--overwrite"] if plan["existing"] == "overwrite" else []
+    for name, value in plan["decoding"].items():
+        words += ["--decoding", f"{name}={json.dumps(value)}"]
+    return shlex.join(words)

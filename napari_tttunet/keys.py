@@ -1,0 +1,127 @@
+"""Keys of the Segment dock, and the order in which objects are looked at.
+
+Keys are bound to one viewer, only where neither napari's shortcuts (as the user has set them) nor
+another binding of this viewer has them, and are given back when the dock goes.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from napari_tttunet.regions import _world_factors
+
+#: Per action, the key that it gets.
+KEYS = {
+    "segment_view": "Shift-S",
+    "accept": "K",
+    "next_object": "N",
+    "previous_object": "Shift-N",
+    "toggle_labels": "H",
+}
+
+
+class DockKeys:
+    """Binds keys to actions in one viewer.
+
+    Args:
+        viewer: napari's viewer.
+        actions: per name of `KEYS` what to do.
+
+    Attributes:
+        bound: per action the key that it got.
+    """
+
+    def __init__(self, viewer: Any, actions: Mapping[str, Callable[[], object]]) -> None:
+        from napari.utils.key_bindings import coerce_keybinding
+
+        self._viewer = weakref.ref(viewer)
+        self.bound: dict[str, str] = {}
+        taken = taken_keys() | set(viewer.keymap)
+        for name, action in actions.items():
+            if coerce_keybinding(KEYS[name]) in taken:
+                continue
+            viewer.bind_key(KEYS[name], _pressed(action))
+            self.bound[name] = KEYS[name]
+
+    def text(self, action: str) -> str:
+        """How a tooltip names the key of an action; empty if it has none."""
+        key = self.bound.get(action)
+        return f" Key: {key.replace('-', '+')}." if key else ""
+
+    def release(self) -> None:
+        """Give the keys back."""
+        viewer = self._viewer()
+        bound, self.bound = self.bound, {}
+        if viewer is not None:
+            for key in bound.values():
+                viewer.bind_key(key, None)
+
+
+def taken_keys() -> set[Any]:
+    """The keys of all shortcuts of napari, as the user has set them."""
+    from napari.settings import get_settings
+    from napari.utils.key_bindings import coerce_keybinding
+
+    shortcuts = get_settings().shortcuts.shortcuts
+    return {coerce_keybinding(key) for keys in shortcuts.values() for key in keys}
+
+
+def _pressed(action: Callable[[], object]) -> Callable[[Any], None]:
+    def pressed(_viewer: Any) -> None:
+        action()
+
+    return pressed
+
+
+@dataclass(frozen=True, eq=False)
+class Objects:
+    """Objects in the order in which they should be looked at.
+
+    Attributes:
+        numbers: [n], of the labels.
+        centres: [n, axes], in pixels.
+        sizes: [n], in pixels.
+    """
+
+    numbers: np.ndarray
+    centres: np.ndarray
+    sizes: np.ndarray
+
+
+def odd_first(labels: np.ndarray) -> Objects:
+    """Objects whose size differs most from the usual first; not for the window's thread.
+
+    Args:
+        labels: integers, 0 is background.
+    """
+    places = np.nonzero(labels)
+    numbers, inverse = np.unique(labels[places], return_inverse=True)
+    sizes = np.bincount(inverse, minlength=len(numbers))
+    centres = np.stack(
+        [np.bincount(inverse, along, len(numbers)) / np.maximum(sizes, 1) for along in places],
+        axis=1,
+    )
+    if not len(numbers):
+        return Objects(numbers, centres, sizes)
+    oddness = np.abs(np.log(sizes / np.median(sizes)))
+    order = np.argsort(-oddness, kind="stable")
+    return Objects(numbers[order], centres[order], sizes[order])
+
+
+def look_at(viewer: Any, layer: Any, centre: np.ndarray) -> None:
+    """Move the sliders and the camera to a place in a layer's data; the zoom stays."""
+    world = np.asarray(layer.data_to_world(centre), float) * _world_factors(viewer, layer)
+    shift = viewer.dims.ndim - layer.ndim
+    point = list(viewer.dims.point)
+    point[shift:] = world
+    hidden = [axis for axis in range(viewer.dims.ndim) if axis not in viewer.dims.displayed]
+    for axis in hidden:
+        viewer.dims.set_point(axis, point[axis])
+    camera = getattr(viewer, "scene", viewer).camera
+    shown = [point[axis] for axis in viewer.dims.displayed]
+    camera.center = (*tuple(camera.center)[: 3 - len(shown)], *shown)

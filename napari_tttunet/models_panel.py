@@ -1,0 +1,289 @@
+"""What the Models dock looks like; `models_dock` says what it does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import (
+    QAbstractItemView,
+    QCheckBox,
+    QFormLayout,
+    QGridLayout,
+    QHBoxLayout,
+    QHeaderView,
+    QLabel,
+    QLineEdit,
+    QMenu,
+    QProgressBar,
+    QPushButton,
+    QTextBrowser,
+    QTreeWidget,
+    QTreeWidgetItem,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_tttunet.dock_parts import ErrorBox, Fold, named, wrapped_label
+
+_COLUMNS = ("Name", "Version", "Task", "")
+_TASKS = {"instance": "objects", "semantic": "regions"}
+#: Where an entry's name is kept.
+_NAME = Qt.ItemDataRole.UserRole
+
+
+class ModelList(QTreeWidget):
+    """The models of the library, damaged ones in grey.
+
+    Attributes:
+        chosen: another model was chosen.
+    """
+
+    chosen = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.models: dict[tuple[str, str], dict[str, Any]] = {}
+        self.setColumnCount(len(_COLUMNS))
+        self.setHeaderLabels(_COLUMNS)
+        self.setRootIsDecorated(False)
+        self.setUniformRowHeights(True)
+        self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
+        header = self.header()
+        header.setStretchLastSection(False)
+        header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
+        for column in range(1, len(_COLUMNS)):
+            header.setSectionResizeMode(column, QHeaderView.ResizeMode.ResizeToContents)
+        self.setMinimumHeight(90)
+        self.setMaximumHeight(130)
+        self.currentItemChanged.connect(lambda *_: self.chosen.emit())
+
+    @property
+    def current(self) -> dict[str, Any] | None:
+        """The entry that is chosen."""
+        item = self.currentItem()
+        return None if item is None else self.models.get(tuple(item.data(0, _NAME)))
+
+    def fill(self, models: list[dict[str, Any]], choose: str = "") -> None:
+        """Show entries of the library; `choose` is the name of the one to choose."""
+        old = self.current
+        wanted = choose or (old["name"] if old else "")
+        self.blockSignals(True)
+        self.clear()
+        self.models = {(m["origin"], m["name"]): m for m in models}
+        for key, model in self.models.items():
+            dim = f"{model['dim']}D" if model["dim"] else ""
+            task = _TASKS.get(model["task"] or "", "damaged")
+            item = QTreeWidgetItem([model["name"], model.get("version", ""), task, dim])
+            item.setData(0, _NAME, list(key))
+            item.setToolTip(0, model["error"] or model["title"] or "")
+            if model["error"]:
+                for column in range(len(_COLUMNS)):
+                    item.setForeground(column, Qt.GlobalColor.gray)
+            self.addTopLevelItem(item)
+        items = self.findItems("", Qt.MatchFlag.MatchContains)
+        found = [item for item in items if item.text(0) == wanted]
+        if items:
+            self.setCurrentItem(found[-1] if found else items[0])
+        self.blockSignals(False)
+        self.chosen.emit()
+
+
+class ImportForm(QWidget):
+    """Asks what is needed before a model is imported; appears when a file was chosen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source = ""
+        self.convert = False
+        self.what = wrapped_label("models_import_source")
+        self.name = named(
+            QLineEdit(), "models_import_name", "What the model is called in your library."
+        )
+        self.name.setPlaceholderText("as the model says")
+        self.replace = named(
+            QCheckBox("Replace the model of that name"),
+            "models_import_replace",
+            "Otherwise a model that you have is never changed.",
+        )
+        self.title = named(
+            QLineEdit(), "models_import_title", "One line about the model, for its card."
+        )
+        self.licence = named(
+            QLineEdit(), "models_import_licence", "The licence of the checkpoint, for the card."
+        )
+        self.configuration = named(
+            QLineEdit(),
+            "models_import_configuration",
+            "nnU-Net's configuration (2d, 3d_fullres), if the checkpoint does not say it.",
+        )
+        self.configuration.setPlaceholderText("as the checkpoint says")
+        self.go = named(QPushButton("Import"), "models_import_go", "Check it and add it.")
+        self.stop = named(QPushButton("Do not"), "models_import_stop", "Import nothing.")
+        self._form = QFormLayout(self)
+        self._form.setContentsMargins(0, 0, 0, 0)
+        self._form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        self._form.addRow(self.what)
+        self._form.addRow("Name", self.name)
+        self._form.addRow("Title", self.title)
+        self._form.addRow("Licence", self.licence)
+        self._form.addRow("Configuration", self.configuration)
+        self._form.addRow(self.replace)
+        row = QHBoxLayout()
+        row.addWidget(self.go)
+        row.addWidget(self.stop)
+        self._form.addRow(row)
+        self.hide()
+
+    def ask(self, source: str, convert: bool) -> None:
+        """Show the form for a model (a folder or zip) or, with `convert`, a checkpoint."""
+        self.source, self.convert = source, convert
+        self.what.setText(f"Import '{source}'")
+        for edit in (self.name, self.title, self.licence, self.configuration):
+            edit.clear()
+        self.name.setPlaceholderText(
+            "made from the file's name" if convert else "as the model says"
+        )
+        self.replace.setChecked(False)
+        for widget in (self.title, self.licence, self.configuration):
+            widget.setVisible(convert)
+            label = self._form.labelForField(widget)
+            if label is not None:
+                label.setVisible(convert)
+        self.show()
+
+    def options(self) -> dict[str, str]:
+        """Options of the conversion."""
+        edits = {
+            "title": self.title,
+            "licence": self.licence,
+            "configuration": self.configuration,
+        }
+        given = {name: edit.text().strip() for name, edit in edits.items()}
+        return {name: text for name, text in given.items() if text}
+
+
+class DownloadForm(QWidget):
+    """Asks for an address."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.url = named(
+            QLineEdit(), "models_url", "Address (https://) of a model's archive (.zip)."
+        )
+        self.url.setPlaceholderText("https://")
+        self.sha256 = named(
+            QLineEdit(),
+            "models_sha256",
+            "The checksum that the page with the address states: 64 digits. Without it you trust "
+            "the page and the connection.",
+        )
+        self.sha256.setPlaceholderText("optional")
+        self.name = named(
+            QLineEdit(), "models_download_name", "What the model is called in your library."
+        )
+        self.name.setPlaceholderText("as the model says")
+        self.replace = named(
+            QCheckBox("Replace the model of that name"),
+            "models_download_replace",
+            "Otherwise a model that you have is never changed.",
+        )
+        self.go = named(
+            QPushButton("Download"),
+            "models_download",
+            "Nothing is ever downloaded unless you press this; at most 2 GB.",
+        )
+        form = QFormLayout(self)
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        form.setContentsMargins(8, 0, 0, 0)
+        form.addRow("Address", self.url)
+        form.addRow("SHA-256", self.sha256)
+        form.addRow("Name", self.name)
+        form.addRow(self.replace)
+        form.addRow(self.go)
+
+
+class ModelsPanel(QWidget):
+    """The controls of the Models dock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.list = named(ModelList(), "models_list", "The models that you can choose by name.")
+        self.card = named(QTextBrowser(), "models_card", "")
+        self.card.setOpenLinks(False)
+        self.card.setMinimumHeight(180)
+        self.import_ = named(QPushButton("Import"), "models_import", "Add a model that you have.")
+        menu = QMenu(self.import_)
+        self.import_archive = menu.addAction("Archive (.zip) or model.json...")
+        self.import_folder = menu.addAction("Model folder...")
+        self.import_checkpoint = menu.addAction("Checkpoint of the authors (.pth)...")
+        self.import_.setMenu(menu)
+        self.export = named(QPushButton("Export"), "models_export", "Hand this model on.")
+        menu = QMenu(self.export)
+        self.export_archive = menu.addAction("As an archive (.zip)...")
+        self.export_folder = menu.addAction("Into a folder...")
+        self.export.setMenu(menu)
+        self.remove = named(
+            QPushButton("Remove..."), "models_remove", "Delete a model that you added."
+        )
+        self.open = named(
+            QPushButton("Open folder"), "models_open_folder", "Show its files in the file manager."
+        )
+        grid = QGridLayout()
+        for place, made in enumerate((self.import_, self.export, self.remove, self.open)):
+            grid.addWidget(made, place // 2, place % 2)
+        self.confirm = QWidget()
+        self.confirm_text = QLabel()
+        self.confirm_text.setWordWrap(True)
+        self.confirm_text.setTextFormat(Qt.TextFormat.PlainText)
+        self.delete = named(QPushButton("Delete"), "models_delete", "It cannot be undone.")
+        self.keep = named(QPushButton("Keep"), "models_keep", "")
+        column = QVBoxLayout(self.confirm)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addWidget(self.confirm_text)
+        row = QHBoxLayout()
+        row.addWidget(self.delete)
+        row.addWidget(self.keep)
+        column.addLayout(row)
+        self.confirm.hide()
+        self.importing = ImportForm()
+        self.downloading = DownloadForm()
+        self.progress = named(QProgressBar(), "models_progress", "")
+        self.progress.setTextVisible(False)
+        self.progress.setMaximumHeight(10)
+        self.cancel = named(QPushButton("Cancel"), "models_cancel", "Stop; nothing is changed.")
+        self.status = wrapped_label("models_status")
+        self.status.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.error = ErrorBox("models_error")
+        self.download_fold = Fold("Download from the web", self.downloading, "models_download_fold")
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(4, 4, 4, 4)
+        layout.addWidget(self.list)
+        layout.addWidget(self.card, 1)
+        layout.addLayout(grid)
+        for widget in (self.confirm, self.importing, self.download_fold):
+            layout.addWidget(widget)
+        row = QHBoxLayout()
+        row.addWidget(self.progress)
+        row.addWidget(self.cancel)
+        layout.addLayout(row)
+        layout.addWidget(self.status)
+        layout.addWidget(self.error)
+
+    def show_state(self, busy: bool) -> None:
+        """Enable what can be done."""
+        model = self.list.current
+        self.import_.setEnabled(not busy)
+        self.importing.setEnabled(not busy)
+        self.downloading.setEnabled(not busy)
+        self.export.setEnabled(not busy and model is not None and not model["error"])
+        mine = model is not None and model["origin"] == "user"
+        self.remove.setEnabled(not busy and mine)
+        self.remove.setToolTip(
+            "Delete a model that you added." if mine else "Models of the plugin stay."
+        )
+        self.open.setEnabled(model is not None)
+        self.progress.setVisible(busy)
+        self.cancel.setVisible(busy)
+        if not mine:
+            self.confirm.hide()

@@ -1,0 +1,402 @@
+"""The layers that a segmentation makes: which one is replaced, and which one must never be.
+
+The plugin owns a labels layer as long as its pixels are those that the plugin put there. Whoever
+paints in it, or accepts it, makes it theirs: the next result then gets a layer of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import weakref
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from napari_tttunet.layers import LabelGrid
+
+#: Ends the name of a layer that was accepted.
+TICK = " \N{CHECK MARK}"
+#: A preview is made coarser until a plane has at most so many pixels along an axis.
+PREVIEW_PIXELS = 2048
+#: There is no preview of more pixels than this.
+LARGEST_PREVIEW = 2**28
+#: Seconds between two drawings of a preview.
+_REDRAW_EVERY = 0.25
+
+
+def checksum(data: np.ndarray) -> int:
+    """A number that changes with the pixels; to be called outside the window's thread."""
+    if data.flags.c_contiguous:
+        return zlib.crc32(data.reshape(-1).view(np.uint8).data)
+    found = 0
+    for part in data:
+        found = zlib.crc32(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data, found)
+    return found
+
+
+@dataclass(eq=False)
+class Own:
+    """A labels layer that the plugin made.
+
+    Attributes:
+        layer, image: weak references.
+        model: name of the model.
+        part: bounds of a layer that covers a part of the image only; None: all of it.
+        checksum: of the pixels as the plugin left them.
+        touched: counts what may have changed the pixels since.
+    """
+
+    layer: Any
+    image: Any
+    model: str
+    part: Any
+    checksum: int
+    touched: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A layer's state at the moment when a result arrived."""
+
+    own: Own
+    data: np.ndarray
+    checksum: int
+    touched: int
+
+
+@dataclass(frozen=True, eq=False)
+class Composed:
+    """The pixels of a labels layer, ready to be shown.
+
+    Attributes:
+        grid: of the layer.
+        data: of `grid`.
+        checksum: of `data`.
+        replaces: the snapshot of the layer to replace; None if somebody changed that.
+    """
+
+    grid: LabelGrid
+    data: np.ndarray
+    checksum: int
+    replaces: Snapshot | None
+
+
+def compose(
+    labels: np.ndarray, part: LabelGrid, whole: LabelGrid, instances: bool, old: Snapshot | None
+) -> Composed:
+    """Put the labels of a part among those that the layer has; not for the window's thread.
+
+    Args:
+        labels: of the engine, for `part`.
+        part: what was segmented.
+        whole: the grid of the layer.
+        instances: numbers are objects, not classes.
+        old: the layer that would be replaced.
+    """
+    if old is not None and checksum(old.data) != old.checksum:
+        old = None
+    found = part.arrange(labels)
+    if found.dtype == np.uint32:
+        found = found.view(np.int32)
+    if part.bounds == whole.bounds:
+        data = np.ascontiguousarray(found)
+    else:
+        kept = old is not None and old.data.shape == whole.shape
+        data = old.data.astype(found.dtype) if kept and old else whole.empty(found.dtype)
+        whole.paste(part, found, data, new=instances)
+    return Composed(whole, data, checksum(data), old)
+
+
+class ResultLayers:
+    """The labels layers that the plugin made in a viewer.
+
+    Args:
+        viewer: napari's viewer.
+    """
+
+    def __init__(self, viewer: Any) -> None:
+        self._viewer = weakref.ref(viewer)
+        self._own: list[Own] = []
+
+    def own(self, image: Any, model: str, part: Any = None) -> Own | None:
+        """The layer that a new result of this image and model replaces, if it is still there."""
+        viewer = self._viewer()
+        for own in list(self._own):
+            layer = own.layer()
+            if viewer is None or layer is None or layer not in viewer.layers:
+                self._own.remove(own)
+            elif own.image() is image and (own.model, own.part) == (model, part):
+                return None if is_accepted(layer) else own
+        return None
+
+    def snapshot(self, image: Any, model: str, part: Any = None) -> Snapshot | None:
+        """The state of that layer now, for `compose`."""
+        own = self.own(image, model, part)
+        if own is None or not isinstance(own.layer().data, np.ndarray):
+            return None
+        return Snapshot(own, own.layer().data, own.checksum, own.touched)
+
+    def commit(
+        self,
+        image: Any,
+        model: str,
+        composed: Composed,
+        record: Mapping[str, Any],
+        part: Any = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Show a result.
+
+        Args:
+            image: the layer that was segmented.
+            model: its name.
+            composed: the result.
+            record: how it was made, for the layer's metadata.
+            part: as for `own`.
+            arguments: further ones of a new Labels layer.
+
+        Returns:
+            The labels layer; None if the viewer is gone.
+        """
+        from napari.layers import Labels
+
+        viewer = self._viewer()
+        if viewer is None:
+            return None
+        old = composed.replaces
+        own = self.own(image, model, part)
+        if old is None or own is not old.own or own.touched != old.touched:
+            own = None
+        given = composed.grid.arguments()
+        metadata = {"tttunet": {**given["metadata"]["tttunet"], **record}}
+        if own is not None and _on_grid(own.layer(), composed.grid):
+            layer = own.layer()
+            own.checksum = composed.checksum
+            _set_data(layer, composed.data)
+            own.touched = old.touched if old else 0
+            layer.metadata = {**layer.metadata, **metadata}
+            return layer
+        place, name = len(viewer.layers), f"{image.name}: {model}"
+        if own is not None:
+            place, name = viewer.layers.index(own.layer()), own.layer().name
+            viewer.layers.remove(own.layer())
+            self._own.remove(own)
+        else:
+            self._own = [x for x in self._own if (x.image(), x.model, x.part) !=
+                         (image, model, part)]  # fmt: skip
+        given |= {"metadata": metadata, "name": name, **(arguments or {})}
+        layer = Labels(composed.data, **given)
+        viewer.layers.insert(place, layer)
+        self._watch(layer, image, model, part, composed.checksum)
+        return layer
+
+    def _watch(self, layer: Any, image: Any, model: str, part: Any, found: int) -> None:
+        own = Own(weakref.ref(layer), weakref.ref(image), model, part, found)
+        self._own.append(own)
+
+        def touch(*_: Any) -> None:
+            own.touched += 1
+
+        layer.events.paint.connect(touch)
+        layer.events.data.connect(touch)
+
+        def pressed(layer: Any, event: Any) -> None:
+            # A stroke tells of itself when it ends; until then the pixels change already.
+            if layer.mode not in ("pan_zoom", "transform", "pick"):
+                own.touched += 1
+
+        layer.mouse_drag_callbacks.append(pressed)
+
+
+def _on_grid(layer: Any, grid: LabelGrid) -> bool:
+    """Whether a layer lies where labels of this grid would."""
+    from napari_tttunet.geometry import Transform
+
+    return (
+        layer.ndim == len(grid.shape)
+        and layer.data.shape == grid.shape
+        and np.array_equal(Transform.of(layer).matrix, grid.transform.matrix)
+        and tuple(layer.units) == grid.units
+        and tuple(layer.axis_labels) == grid.axis_labels
+    )
+
+
+def _set_data(layer: Any, data: np.ndarray) -> None:
+    """New pixels, without the history of the old ones, which an undo would mix in."""
+    mode = layer.mode
+    layer.data = data
+    layer.editable = False  # this is how napari forgets the history
+    layer.editable = True
+    layer.mode = mode
+
+
+# Accepting
+
+
+def is_accepted(layer: Any) -> bool:
+    """Whether a person said that these labels are right."""
+    own = layer.metadata.get("tttunet")
+    return bool(isinstance(own, dict) and own.get("accepted"))
+
+
+def accept(layer: Any, accepted: bool = True) -> None:
+    """Mark labels as right: in the metadata, and by a tick at the end of the name."""
+    own = dict(layer.metadata.get("tttunet") or {})
+    own["accepted"] = accepted
+    layer.metadata = {**layer.metadata, "tttunet": own}
+    name = layer.name.removesuffix(TICK)
+    layer.name = name + TICK if accepted else name
+
+
+# While it runs
+
+
+class PreviewLayer:
+    """Finished tiles of a running segmentation, in a layer of their own that goes with it.
+
+    Args:
+        viewer: napari's viewer.
+        grid: of what is segmented.
+        name: of the layer.
+    """
+
+    def __init__(self, viewer: Any, grid: LabelGrid, name: str) -> None:
+        self._viewer, self._grid, self._name = weakref.ref(viewer), grid, name
+        self.layer: Any = None
+        self._drawn = -math.inf
+        self._steps = [
+            math.ceil(size / PREVIEW_PIXELS) if letter in "YX" else 1
+            for letter, size in zip(grid.axes, grid.shape, strict=True)
+        ]
+        self._shape = tuple(
+            math.ceil(size / step) for size, step in zip(grid.shape, self._steps, strict=True)
+        )
+        self._closed = math.prod(self._shape) > LARGEST_PREVIEW
+
+    def paste(self, bounds: Sequence[tuple[int, int]], labels: np.ndarray) -> None:
+        """Show a finished part; `bounds` are of the engine's labels, without C."""
+        viewer = self._viewer()
+        if self._closed or viewer is None:
+            return
+        if self.layer is None:
+            self._add(viewer, labels.dtype)
+        elif self.layer not in viewer.layers:  # the user does not want to see it
+            self._closed = True
+            return
+        thick = self._grid.axes.find("C")
+        if thick >= 0:
+            labels = np.expand_dims(labels, thick)
+            bounds = [*bounds[:thick], (0, 1), *bounds[thick:]]
+        target, source = [], []
+        for (start, stop), step in zip(bounds, self._steps, strict=True):
+            first = -(-start // step)
+            target.append(slice(first, -(-stop // step)))
+            source.append(slice(first * step - start, None, step))
+        part = labels[tuple(source)]
+        if part.size:
+            self.layer.data[tuple(target)] = part
+        now = time.monotonic()
+        if now - self._drawn >= _REDRAW_EVERY:
+            self.layer.refresh()
+            self._drawn = time.monotonic()
+
+    def _add(self, viewer: Any, dtype: Any) -> None:
+        from napari.layers import Labels
+
+        steps = np.array(self._steps, float)
+        arguments = self._grid.arguments()
+        arguments |= self._grid.transform.regrid(steps, (steps - 1) / 2).arguments()
+        arguments["metadata"] = {}
+        self.layer = Labels(np.zeros(self._shape, dtype), **arguments, name=self._name, opacity=0.4)
+        self.layer.editable = False
+        chosen = viewer.layers.selection.active
+        viewer.layers.append(self.layer)
+        if chosen is not None:
+            viewer.layers.selection.active = chosen
+
+    def close(self) -> None:
+        """Remove the layer."""
+        viewer = self._viewer()
+        self._closed = True
+        if viewer is not None and self.layer is not None and self.layer in viewer.layers:
+            chosen = viewer.layers.selection.active
+            viewer.layers.remove(self.layer)
+            if chosen is not None and chosen in viewer.layers:
+                viewer.layers.selection.active = chosen
+        self.layer = None
+
+
+# Maps
+
+
+@dataclass(frozen=True, eq=False)
+class MapImages:
+    """Images made of the network's maps, arranged for the grid of what was segmented."""
+
+    grid: LabelGrid
+    images: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def map_images(
+    maps: np.ndarray, grid: LabelGrid, instances: bool, probabilities: bool, uncertainty: bool
+) -> MapImages:
+    """Images of the network's maps; not for the window's thread.
+
+    Args:
+        maps: [K, *labels]; of an instance model background, interior, boundary, distance.
+        grid: of the labels.
+        instances: of an instance model.
+        probabilities: that a pixel is not background.
+        uncertainty: entropy of the class probabilities, 0 (certain) to 1 (all alike).
+    """
+    classes = maps[:3] if instances else maps
+    found = MapImages(grid)
+    if probabilities:
+        found.images["probability"] = grid.arrange(1.0 - classes[0])
+    if uncertainty:
+        entropy = np.zeros(classes.shape[1:], np.float32)
+        for one in classes:
+            entropy -= one * np.log(np.maximum(one, 1e-12))
+        found.images["uncertainty"] = grid.arrange(
+            np.clip(entropy / math.log(len(classes)), 0.0, 1.0)
+        )
+    return found
+
+
+def show_map_images(viewer: Any, image: Any, model: str, found: MapImages) -> list[Any]:
+    """Show images of maps below the labels; those of the same name are replaced."""
+    from napari.layers import Image
+
+    shown = []
+    chosen = viewer.layers.selection.active
+    for kind, data in found.images.items():
+        name = f"{image.name}: {kind} ({model})"
+        arguments = found.grid.arguments()
+        arguments["metadata"] = {"tttunet": {**arguments["metadata"]["tttunet"], "shows": kind}}
+        for old in [x for x in viewer.layers if x.name == name]:
+            own = old.metadata.get("tttunet")
+            if isinstance(own, dict) and own.get("shows") == kind:
+                viewer.layers.remove(old)
+        layer = Image(
+            data,
+            **arguments,
+            name=name,
+            rgb=False,
+            contrast_limits=(0.0, 1.0),
+            colormap="magma" if kind == "uncertainty" else "viridis",
+            blending="additive",
+            opacity=0.6,
+        )
+        viewer.layers.insert(_above(viewer, image), layer)
+        shown.append(layer)
+    if chosen is not None and chosen in viewer.layers:
+        viewer.layers.selection.active = chosen
+    return shown
+
+
+def _above(viewer: Any, image: Any) -> int:
+    return viewer.layers.index(image) + 1 if image in viewer.layers else len(viewer.layers)

@@ -1,0 +1,398 @@
+"""The part of the Results dock that compares labels with true labels."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from napari.layers import Labels
+from napari.utils.colormaps import DirectLabelColormap
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import (
+    QComboBox,
+    QDoubleSpinBox,
+    QFormLayout,
+    QGridLayout,
+    QLabel,
+    QProgressBar,
+    QPushButton,
+    QSizePolicy,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_tttunet.background import Outcome, run_steps
+from napari_tttunet.comparison import (
+    COLOURS,
+    DIFFERENT,
+    FALSE,
+    MATCHED,
+    MISSED,
+    Foreground,
+    Pair,
+    Scores,
+    class_scores,
+    object_scores,
+    paint_classes,
+    paint_objects,
+    pair_of,
+)
+from napari_tttunet.geometry import Transform
+from napari_tttunet.measure import channels_under
+from napari_tttunet.session import session
+from napari_tttunet.settings import Settings
+from tttunet.engine.messages import Cancelled, Done, Started
+from tttunet.errors import TTTUNetError
+
+_KIND = "comparison"
+_LEGEND = {
+    "instance": {
+        MATCHED: "matched",
+        MISSED: "missed",
+        FALSE: "false",
+        DIFFERENT: "found, but with another outline",
+    },
+    "semantic": {
+        MATCHED: "same class",
+        MISSED: "missed",
+        FALSE: "false",
+        DIFFERENT: "another class",
+    },
+}
+_MOST_CLASSES = 20
+
+
+def is_comparison(layer: Any) -> bool:
+    """Whether a layer was made here, so that nobody takes it for objects."""
+    own = layer.metadata.get("tttunet") if isinstance(layer.metadata, dict) else None
+    return isinstance(own, dict) and own.get("kind") == _KIND
+
+
+class ScoresView(QWidget):
+    """Compares the dock's labels with another Labels layer, in the engine.
+
+    Attributes:
+        problem: a sentence for the user and details; empty: the last one is settled.
+    """
+
+    problem = Signal(str, str)
+
+    def __init__(self, viewer: Any, settings: Settings, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._viewer, self._settings = viewer, settings
+        self._layer: Any = None
+        self._axes, self._volumes = "", True
+        self._truths: list[Any] = []
+        self._running: dict[str, Any] = {"jobs": {}, "worker": None, "closed": False}
+        self._results: dict[str, dict[str, Any]] = {}
+        self._compared: tuple[Any, Any, Pair, str] | None = None
+        self._edited: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._number = 0
+        self.destroyed.connect(partial(_shut, self._running))
+        self._build()
+        self._enable()
+
+    def _build(self) -> None:
+        self.truth = _named(QComboBox(), "results_truth", "True labels")
+        self.truth.setToolTip("Labels that are right, drawn on the same pixels, e.g. by an expert")
+        self.truth.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
+        self.truth.currentIndexChanged.connect(self._enable)
+        self.kind = _named(QComboBox(), "results_compare_as", "Compare as")
+        self.kind.addItem("Objects, one by one", "instance")
+        self.kind.addItem("Classes, pixel by pixel", "semantic")
+        self.kind.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
+        self.kind.setToolTip("Objects: each label is one object. Classes: each label is a kind.")
+        chosen = self._settings.get("results.compare_as", "instance")
+        self.kind.setCurrentIndex(max(self.kind.findData(chosen), 0))
+        self.kind.currentIndexChanged.connect(self._on_kind)
+        self.threshold = _named(QDoubleSpinBox(), "results_threshold", "Overlap needed")
+        self.threshold.setRange(0.05, 1.0)
+        self.threshold.setSingleStep(0.05)
+        self.threshold.setValue(self._settings.get("results.threshold", 0.5))
+        self.threshold.setToolTip(
+            "Two objects match if the pixels they share are at least this part of all pixels of "
+            "both (intersection over union)"
+        )
+        self.threshold.valueChanged.connect(partial(self._remember, "results.threshold"))
+        form = QFormLayout()
+        form.setContentsMargins(0, 0, 0, 0)
+        form.addRow("True labels", self.truth)
+        form.addRow("Compare as", self.kind)
+        form.addRow("Overlap needed", self.threshold)
+        self.button = _named(QPushButton("Compare"), "results_compare", "Compare")
+        self.progress = _named(QProgressBar(), "results_compare_progress", "Progress")
+        self.progress.setTextVisible(False)
+        self.progress.setMaximumHeight(6)
+        self.progress.hide()
+        self.button.clicked.connect(self._on_button)
+        self.note = _named(QLabel(), "results_compare_note", "State of the comparison")
+        self.note.setWordWrap(True)
+        self.grid = QGridLayout()
+        self.grid.setContentsMargins(0, 0, 0, 0)
+        self.legend = _named(QLabel(), "results_legend", "Legend")
+        self.legend.setWordWrap(True)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addLayout(form)
+        for widget in (self.button, self.progress, self.note):
+            layout.addWidget(widget)
+        layout.addLayout(self.grid)
+        layout.addWidget(self.legend)
+        self._on_kind()
+
+    # What is compared
+
+    def set_labels(self, layer: Any, axes: str, volumes: bool) -> None:
+        """The labels to be compared; None: none. What was compared before is forgotten."""
+        if (layer, axes, volumes) != (self._layer, self._axes, self._volumes):
+            self.cancel()
+            self._show(None)
+        self._layer, self._axes, self._volumes = layer, axes, volumes
+        self.list_truths()
+
+    def list_truths(self) -> None:
+        """Offer the Labels layers whose pixels coincide with the dock's labels."""
+        chosen = self._truth()
+        self._truths = [
+            layer
+            for layer in self._viewer.layers
+            if isinstance(layer, Labels)
+            and self._layer is not None
+            and layer is not self._layer
+            and not is_comparison(layer)
+            and channels_under(self._layer, self._axes, layer)
+        ]
+        self.truth.blockSignals(True)
+        self.truth.clear()
+        self.truth.addItems([layer.name for layer in self._truths])
+        # With a placeholder, Qt itself chooses none.
+        kept = self._truths.index(chosen) if chosen in self._truths else 0
+        self.truth.setCurrentIndex(kept if self._truths else -1)
+        self.truth.blockSignals(False)
+        if self._compared and not all(x in self._viewer.layers for x in self._compared[:2]):
+            self.cancel()
+            self._show(None)
+        self._enable()
+
+    def labels_changed(self, layer: Any) -> None:
+        """Say that scores are of labels as they were."""
+        if self._compared and layer in self._compared[:2] and self.grid.count():
+            self.note.setText("The labels have changed since: compare again.")
+
+    def _truth(self) -> Any:
+        index = self.truth.currentIndex()
+        return self._truths[index] if 0 <= index < len(self._truths) else None
+
+    # Running
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._running["jobs"]) or self._running["worker"] is not None
+
+    def compare(self) -> None:
+        """Start comparing; what is wrong with the layers is told by `problem`."""
+        self.cancel()
+        layer, truth, task = self._layer, self._truth(), str(self.kind.currentData())
+        if layer is None or truth is None:
+            return
+        self.problem.emit("", "")
+        try:
+            pair = pair_of(layer, self._axes, truth, self._volumes)
+            ours: Any
+            true: Any
+            ours, true = pair.objects() if task == "instance" else (pair.pred, pair.truth)
+            self._number += 1
+            self._results, self._compared = {}, (layer, truth, pair, task)
+            evaluate = session().engine.evaluate
+            jobs = self._running["jobs"]
+            options = {"threshold": round(self.threshold.value(), 2)}
+            # Entered before it is known to run: nothing is heard before this method ends.
+            jobs[task] = evaluate(ours, true, task, self._hear(task), **options)
+            if task == "instance":
+                ours, true = Foreground(pair.pred), Foreground(pair.truth)
+                jobs["foreground"] = evaluate(ours, true, "semantic", self._hear("foreground"))
+        except TTTUNetError as error:
+            self.cancel()
+            self.problem.emit(str(error), "")
+        except RuntimeError as error:
+            self.cancel()
+            self.problem.emit("The engine has ended. Restart napari.", str(error))
+        self._enable()
+
+    def cancel(self) -> None:
+        """Stop what runs; nothing of it is shown."""
+        self._number += 1
+        _stop(self._running)
+        if self._running["closed"]:
+            return
+        self.progress.hide()
+        self._enable()
+
+    def _hear(self, name: str) -> Callable[[Any, Any], None]:
+        """A listener that neither keeps this widget alive nor disturbs a later comparison."""
+        view, number = weakref.ref(self), self._number
+
+        def hear(_: Any, event: Any) -> None:
+            found = view()
+            if found is not None and found._number == number and not found._running["closed"]:
+                found._on_event(name, event)
+
+        return hear
+
+    def _on_event(self, name: str, event: Any) -> None:
+        if isinstance(event, Done):
+            self._running["jobs"].pop(name, None)
+            self._results[name] = event.result
+            if not self._running["jobs"]:
+                self._show_result()
+        elif isinstance(event, Started):
+            self.note.setText("Starting the engine ..." if event.cold else "Comparing ...")
+        elif isinstance(event, Cancelled):
+            self.cancel()
+        elif hasattr(event, "message") and hasattr(event, "hint"):  # failed or lost
+            self.cancel()
+            self.note.clear()
+            self.problem.emit(
+                f"{event.message} {event.hint}".strip(), getattr(event, "details", "")
+            )
+
+    def _show_result(self) -> None:
+        assert self._compared is not None
+        _, _, pair, task = self._compared
+        if task == "instance":
+            result = self._results["instance"]
+            scores = object_scores(result, self._results["foreground"])
+            steps = paint_objects(pair, result)
+        else:
+            scores, steps = class_scores(self._results["semantic"]), paint_classes(pair)
+        self._show(scores, task)
+        self.note.setText("As the labels are now:")
+        self._running["worker"] = run_steps(_numbered(steps, self._number), self._on_painted)
+        self._enable()
+
+    def _on_painted(self, outcome: Outcome) -> None:
+        error = outcome[1]
+        number, painted = outcome[0] or (self._number, np.zeros(0, np.uint8))
+        if number != self._number or self._running["closed"] or self._compared is None:
+            return
+        if error is not None:
+            self.cancel()
+            own = isinstance(error, TTTUNetError)
+            self.problem.emit(str(error) if own else "The layers cannot be read.", repr(error))
+            return
+        self._running["worker"] = None
+        self._enable()
+        layer, truth, _, task = self._compared
+        if layer in self._viewer.layers:
+            self._put(layer, truth, painted, task)
+
+    def _put(self, layer: Any, truth: Any, painted: np.ndarray, task: str) -> None:
+        """Show the comparison; one that was shown before is replaced unless it was edited."""
+        own = {"kind": _KIND, "of": layer.name, "truth": truth.name, "axes": self._axes}
+        for shown in self._viewer.layers:
+            same = is_comparison(shown) and shown.metadata["tttunet"].get("of") == layer.name
+            if same and shown not in self._edited and shown.data.shape == painted.shape:
+                for name, value in Transform.of(layer).arguments().items():
+                    setattr(shown, name, value)
+                shown.metadata["tttunet"] = own | {"task": task}
+                shown.data, shown.visible = painted, True
+                return
+        active = self._viewer.layers.selection.active
+        colours: dict[Any, Any] = {None: (0, 0, 0, 0), 0: (0, 0, 0, 0), **COLOURS}
+        added = self._viewer.add_labels(
+            painted,
+            name=f"{layer.name}: comparison",
+            colormap=DirectLabelColormap(color_dict=colours),
+            opacity=0.6,
+            units=layer.units,
+            axis_labels=layer.axis_labels,
+            metadata={"tttunet": own | {"task": task}},
+            **Transform.of(layer).arguments(),
+        )
+        edited, shown = self._edited, weakref.ref(added)
+        added.events.paint.connect(lambda _: edited.add(shown()), ref=False)
+        # Who looks at objects goes on looking at them.
+        self._viewer.layers.selection.active = active
+
+    # Showing
+
+    def _show(self, scores: Scores | None, task: str = "instance") -> None:
+        while (item := self.grid.takeAt(0)) is not None:
+            if (widget := item.widget()) is not None:
+                widget.hide()
+                widget.deleteLater()
+        self.note.clear()
+        self.legend.clear()
+        if scores is None:
+            self._compared = None
+            return
+        for position, (name, value, tip) in enumerate(scores.rows[:_MOST_CLASSES]):
+            number = "none" if value != value else f"{value:.3f}"
+            label = QLabel(f"{name} <b>{number}</b>")
+            label.setObjectName(f"results_score_{name.lower().replace(' ', '_')}")
+            label.setToolTip(tip)
+            self.grid.addWidget(label, *divmod(position, 2))
+        if len(scores.rows) > _MOST_CLASSES:
+            more = QLabel(f"and {len(scores.rows) - _MOST_CLASSES} more classes")
+            self.grid.addWidget(more, self.grid.rowCount(), 0, 1, 2)
+        parts = []
+        for kind, words in _LEGEND[task].items():
+            count = f"{scores.counts[kind]} " if kind in scores.counts else ""
+            parts.append(f"<span style='color:{COLOURS[kind]}'>\u25a0</span>&nbsp;{count}{words}")
+        self.legend.setText("<br>".join(parts))
+
+    def _enable(self) -> None:
+        ready = self._truth() is not None
+        self.truth.setEnabled(bool(self._truths))
+        self.button.setEnabled(ready or self.busy)
+        self.button.setText("Cancel" if self.busy else "Compare")
+        tip = "Add a Labels layer on the same pixels, for example true labels drawn by an expert"
+        self.button.setToolTip("Score the labels and colour what was missed" if ready else tip)
+        self.progress.setRange(0, 0)
+        self.progress.setVisible(self.busy)
+        if self.truth.count() == 0:
+            self.truth.setPlaceholderText("no other labels of this image")
+
+    def _on_button(self) -> None:
+        if self.busy:
+            self.cancel()
+            self._show(None)
+            self.note.setText("Cancelled.")
+        else:
+            self.compare()
+
+    def _on_kind(self) -> None:
+        self._remember("results.compare_as", self.kind.currentData())
+        self.threshold.setEnabled(self.kind.currentData() == "instance")
+
+    def _remember(self, name: str, value: Any) -> None:
+        self._settings.set(name, value)
+        self._settings.save_soon()
+
+
+def _numbered(steps: Any, number: int) -> Any:
+    painted = yield from steps
+    return number, painted
+
+
+def _stop(running: dict[str, Any]) -> None:
+    for job in running["jobs"].values():
+        job.cancel()
+    running["jobs"].clear()
+    if running["worker"] is not None:
+        running["worker"].quit()
+        running["worker"] = None
+
+
+def _shut(running: dict[str, Any], *_: Any) -> None:
+    running["closed"] = True
+    _stop(running)
+
+
+def _named(widget: Any, name: str, words: str) -> Any:
+    widget.setObjectName(name)
+    widget.setAccessibleName(words)
+    return widget

@@ -1,0 +1,251 @@
+"""The folded parts of the Segment dock: thresholds, options, and the card of a model."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QCheckBox, QComboBox, QFormLayout, QLabel, QSpinBox, QWidget
+
+from napari_tttunet.layers import levels, suggest_level
+from napari_tttunet.settings import Settings
+from napari_tttunet.widgets import NumberSlider, explain
+from tttunet.errors import ImageError
+
+#: Per threshold of the decoding: label, tooltip, lowest and highest value, whole numbers.
+_SLIDERS: dict[str, tuple[str, str, float, float, bool]] = {
+    "foreground": (
+        "Threshold",
+        "How sure the network must be that a pixel belongs to an object. "
+        "Lower: larger and more objects.",
+        0.05,
+        0.95,
+        False,
+    ),
+    "prominence": (
+        "Joining",
+        "How readily touching objects are taken for one. Lower: more are split.",
+        0.02,
+        0.9,
+        False,
+    ),
+    "confidence": (
+        "Certainty",
+        "Objects that the network is less sure of are left out. Lower: more objects.",
+        0.0,
+        0.98,
+        False,
+    ),
+    "min_size": ("Smallest", "Objects of fewer pixels are left out.", 0, 500, True),
+}
+_AUTOMATIC = "Automatic"
+
+
+class ThresholdSliders(QWidget):
+    """What decides which pixels become which object, without running the network again.
+
+    Attributes:
+        changed: the user moved a slider.
+    """
+
+    changed = Signal()
+
+    def __init__(self, settings: Settings, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._settings, self._model = settings, ""
+        self._defaults: dict[str, Any] = {}
+        form = QFormLayout(self)
+        form.setContentsMargins(8, 0, 0, 0)
+        self.sliders: dict[str, NumberSlider] = {}
+        for name, (label, tooltip, low, high, whole) in _SLIDERS.items():
+            slider = explain(NumberSlider(low, high, whole), name, tooltip)
+            explain(slider.slider, f"{name}_slider", tooltip)
+            explain(slider.box, f"{name}_box", tooltip)
+            slider.changed.connect(self._changed)
+            form.addRow(label, slider)
+            self.sliders[name] = slider
+
+    def set_model(self, entry: Mapping[str, Any]) -> None:
+        """Show the thresholds of a model, or what was chosen for it before."""
+        self._model = str(entry.get("name", ""))
+        self._defaults = dict(entry.get("decoding") or {})
+        remembered: dict[str, Any] = self._settings.get(f"segment.decoding.{self._model}", {})
+        for name, slider in self.sliders.items():
+            value = remembered.get(name, self._defaults.get(name, slider.value))
+            slider.set(value if isinstance(value, int | float) else slider.value)
+
+    def decoding(self) -> dict[str, Any]:
+        """What differs from the model's own thresholds."""
+        if not self._defaults:
+            return {}
+        return {
+            name: slider.value
+            for name, slider in self.sliders.items()
+            if slider.value != self._defaults.get(name)
+        }
+
+    def _changed(self) -> None:
+        self._settings.set(f"segment.decoding.{self._model}", self.decoding())
+        self._settings.save_soon()
+        self.changed.emit()
+
+
+class MoreOptions(QWidget):
+    """Options that most people never need.
+
+    Attributes:
+        changed: the user changed something.
+    """
+
+    changed = Signal()
+
+    def __init__(self, settings: Settings, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._settings = settings
+        self._form = QFormLayout(self)
+        self._form.setContentsMargins(8, 0, 0, 0)
+        self.mirror = self._check(
+            "mirror",
+            "Average over mirrored images",
+            "Looks at every place several times, mirrored (test-time augmentation): "
+            "a little better, 4 times slower in 2D, 8 times in 3D.",
+        )
+        self.tile = explain(
+            QSpinBox(),
+            "tile",
+            "Pixels per side of the pieces that the image is cut into. Smaller needs less memory.",
+        )
+        self.tile.setRange(0, 4096)
+        self.tile.setSingleStep(32)
+        self.tile.setSpecialValueText(_AUTOMATIC)
+        self.tile.setKeyboardTracking(False)
+        self.tile.setValue(settings.get("segment.tile", 0))
+        self.tile.valueChanged.connect(self._changed)
+        self._form.addRow("Tile size", self.tile)
+        self.device = explain(
+            QComboBox(),
+            "device",
+            "What computes: a graphics card is much faster if there is one.",
+        )
+        self.device.addItem(_AUTOMATIC, "auto")
+        self.device.activated.connect(self._changed)
+        self._form.addRow("Device", self.device)
+        self.used = explain(QLabel("Shown when the engine has started"), "device_used",
+                            "The device that will be used")  # fmt: skip
+        self.used.setWordWrap(True)
+        self._form.addRow("", self.used)
+        self.probabilities = self._check(
+            "probabilities",
+            "Also show probabilities",
+            "Adds an image layer: how sure the network is that a pixel belongs to an object.",
+        )
+        self.uncertainty = self._check(
+            "uncertainty",
+            "Also show uncertainty",
+            "Adds an image layer that is bright where the network hesitates: look there first.",
+        )
+        self.level = explain(
+            QComboBox(),
+            "level",
+            "The resolution of the pyramid that is segmented; finer takes longer.",
+        )
+        self.level.activated.connect(lambda _: self.changed.emit())
+        self._level_label = QLabel("Resolution")
+        self._form.addRow(self._level_label, self.level)
+        self.set_layer(None, "")
+
+    def _check(self, name: str, text: str, tooltip: str) -> QCheckBox:
+        box = explain(QCheckBox(text), name, tooltip)
+        box.setChecked(self._settings.get(f"segment.{name}", False))
+        box.toggled.connect(self._changed)
+        self._form.addRow(box)
+        return box
+
+    def _changed(self, *_: Any) -> None:
+        for box in (self.mirror, self.probabilities, self.uncertainty):
+            self._settings.set(f"segment.{box.objectName()}", box.isChecked())
+        self._settings.set("segment.tile", self.tile.value())
+        self._settings.set("segment.device", self.device.currentData())
+        self._settings.save_soon()
+        self.changed.emit()
+
+    def tile_size(self) -> tuple[int, ...]:
+        return (self.tile.value(),) if self.tile.value() else ()
+
+    def set_devices(self, about: Mapping[str, Any]) -> None:
+        """Offer the devices that the engine told of, and say which one will be used."""
+        if not about:
+            return
+        wanted = self.device.currentData()
+        if self.device.count() == 1:
+            wanted = self._settings.get("segment.device", "auto")
+        self.device.clear()
+        self.device.addItem(_AUTOMATIC, "auto")
+        for device in about.get("devices", ()):
+            self.device.addItem(device_name(device, about), device)
+        self.device.setCurrentIndex(max(self.device.findData(wanted), 0))
+        self.show_used(about)
+
+    def show_used(self, about: Mapping[str, Any]) -> None:
+        """Which device will be used, as a sentence."""
+        if about:
+            chosen = self.device.currentData()
+            device = about.get("device", "cpu") if chosen == "auto" else chosen
+            threads = f", {about['threads']} threads" if device == "cpu" else ""
+            self.used.setText(f"Will run on {device_name(device, about)}{threads}")
+
+    def set_layer(self, layer: Any, axes: str) -> None:
+        """Offer the resolutions of a multiscale layer."""
+        self.level.clear()
+        several = layer is not None and getattr(layer, "multiscale", False)
+        self.level.setVisible(several)
+        self._level_label.setVisible(several)
+        if not several:
+            return
+        for level in levels(layer):
+            self.level.addItem(" \N{MULTIPLICATION SIGN} ".join(map(str, level.shape)), level.index)
+        try:
+            self.level.setCurrentIndex(suggest_level(layer, axes))
+        except (ImageError, ValueError):
+            self.level.setCurrentIndex(0)
+
+
+def device_name(device: str, about: Mapping[str, Any]) -> str:
+    """`CPU`, or the name of a graphics card."""
+    return about.get("device_names", {}).get(device) or device.upper()
+
+
+def card_html(entry: Mapping[str, Any]) -> str:
+    """What a person should know before using a model, for a tooltip or a label."""
+    card = entry.get("card") or {}
+    if entry.get("error"):
+        return html.escape(str(entry["error"]))
+    kind = "single objects" if entry.get("task") == "instance" else "classes of pixels"
+    rows: list[tuple[str, Any]] = [("Finds", kind), ("Works in", f"{entry.get('dim')}D")]
+    trained = [str(source.get("title", "")) for source in card.get("data", ())]
+    rows += [("Trained on", "; ".join(filter(None, trained)))]
+    rows += [("Licence", card.get("licence")), ("Limits", card.get("limitations"))]
+    rows += [("Scores", "\n".join(_scores(card.get("scores") or {})))]
+    labels = ", ".join(str(label.get("name")) for label in entry.get("labels", ()))
+    rows.insert(1, ("Names", labels))
+    text = f"<b>{html.escape(str(card.get('title') or entry.get('name')))}</b>"
+    if card.get("description"):
+        text += f"<p>{html.escape(str(card['description']))}</p>"
+    for name, value in rows:
+        if value:
+            lines = html.escape(str(value)).replace("\n", "<br>")
+            text += f"<p><b>{name}:</b> {lines}</p>"
+    return text
+
+
+def _scores(scores: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    """A line per group of scores, with its first two numbers between 0 and 1."""
+    numbers = [(k, v) for k, v in scores.items() if isinstance(v, float) and 0 <= v <= 1]
+    if numbers:
+        shown = ", ".join(f"{k.replace('_', ' ')} {v:.2f}" for k, v in numbers[:2])
+        yield f"{where}: {shown}" if where else shown
+    for name, value in scores.items():
+        if isinstance(value, dict):
+            yield from _scores(value, f"{where} {name}".strip().replace("_", " "))

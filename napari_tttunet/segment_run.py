@@ -1,0 +1,441 @@
+"""A segmentation from the choices of a person to layers in the viewer; no widgets here."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from qtpy.QtCore import QObject, Signal
+
+from napari_tttunet.axes import data_shape
+from napari_tttunet.geometry import Bounds, full_bounds, scale_bounds
+from napari_tttunet.layers import LabelGrid, image_fields, label_grid, layer_array, levels
+from napari_tttunet.regions import plane_bounds, shape_bounds, view_bounds
+from napari_tttunet.result_layers import (
+    Composed,
+    MapImages,
+    PreviewLayer,
+    ResultLayers,
+    compose,
+    map_images,
+    show_map_images,
+)
+from napari_tttunet.session import session
+from napari_tttunet.widgets import in_background
+from tttunet.engine import messages
+from tttunet.engine.job import Job, Preview
+from tttunet.errors import ImageError, TTTUNetError
+
+#: Labels of a whole image are made for a part of it only if they are at most so large.
+LARGEST_WHOLE = 2**30
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What to segment and how.
+
+    Attributes:
+        layer: an Image layer.
+        model: an entry of `ListModels`.
+        axes: one letter per axis of the layer.
+        parts: bounds at level 0 of what to segment one after the other; empty: everything.
+        level: of a multiscale layer.
+        channel: name or number of the one channel; empty: all.
+        device, tile, mirror, decoding: as in `messages.Segment`.
+        probabilities, uncertainty: show these as images, too.
+    """
+
+    layer: Any
+    model: dict[str, Any]
+    axes: str
+    parts: tuple[Bounds, ...] = ()
+    level: int = 0
+    channel: str = ""
+    device: str = "auto"
+    tile: tuple[int, ...] = ()
+    mirror: bool = False
+    decoding: dict[str, Any] = field(default_factory=dict)
+    probabilities: bool = False
+    uncertainty: bool = False
+
+    @property
+    def instances(self) -> bool:
+        return self.model.get("task") == "instance"
+
+    def bounds(self, number: int = 0) -> Bounds:
+        """What part `number` is at the chosen level, per data axis without colours."""
+        level = levels(self.layer)[self.level]
+        if not self.parts:
+            return full_bounds(level.shape)
+        return scale_bounds(self.parts[number], level.factors, level.shape)
+
+    def estimate(self) -> messages.Estimate:
+        """The request that tells what this would need (its largest part)."""
+        several = [self.bounds(i) for i in range(max(len(self.parts), 1))]
+        largest = max(several, key=lambda part: math.prod(b - a for a, b in part))
+        array = layer_array(self.layer, self.level, largest)
+        sizes = {
+            letter: size
+            for letter, size in zip(self.axes, array.shape, strict=True)
+            if not (letter == "C" and self.channel)
+        }
+        return messages.Estimate(
+            tuple(sizes.values()),
+            "".join(sizes),
+            self.model["name"],
+            str(array.dtype),
+            self.device,
+            self.tile,
+            mirror=self.mirror,
+        )
+
+    def request(self, path: str) -> messages.Segment:
+        """The same for a whole file: for the command line."""
+        return messages.Segment(
+            messages.ImageRef(path=path, axes=self.axes.replace("S", "C")),
+            self.model["name"],
+            "",
+            device=self.device,
+            tile=self.tile,
+            mirror=self.mirror,
+            decoding=dict(self.decoding),
+            channel=self.channel,
+        )
+
+
+def chosen_parts(
+    viewer: Any, layer: Any, axes: str, where: str, planes: str, shapes: Any, dim: int
+) -> tuple[Bounds, ...]:
+    """The parts of an image that a person means, at level 0; empty: everything.
+
+    Args:
+        viewer: napari's viewer.
+        layer: an Image layer.
+        axes: its axes.
+        where: `whole`, `view` or `shapes`.
+        planes: `all`, or `current`: the slice and frame that the sliders stand at.
+        shapes: the Shapes layer for `shapes`.
+        dim: 2 or 3, of the model; a 3D model always takes all slices.
+
+    Raises:
+        ImageError: nothing of the image is meant.
+    """
+    if where == "shapes":
+        if shapes is None:
+            raise ImageError(
+                "There is no Shapes layer.", "Add one and draw a rectangle around the region."
+            )
+        parts = shape_bounds(viewer, shapes, layer, axes)
+    elif where == "view":
+        parts = [view_bounds(viewer, layer, axes)]
+    elif planes == "all":
+        return ()
+    else:
+        parts = [full_bounds(data_shape(layer))]
+    if planes == "current":
+        here = plane_bounds(viewer, layer, axes)
+        moving = "T" if dim == 3 else "TZ"
+        parts = [
+            tuple(
+                at if letter in moving and at[1] - at[0] == 1 else along
+                for letter, at, along in zip(axes, here, part, strict=False)
+            )
+            for part in parts
+        ]
+    return tuple(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A segmentation that is shown.
+
+    Attributes:
+        layer: the labels.
+        record: how they were made.
+        again: only the thresholds were changed.
+    """
+
+    layer: Any
+    record: dict[str, Any]
+    again: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What is segmented at a time."""
+
+    choices: Choices
+    number: int
+    grid: LabelGrid
+    whole: LabelGrid
+    key: Any
+
+    @classmethod
+    def of(cls, choices: Choices, number: int) -> _Part:
+        bounds = choices.bounds(number)
+        grid = label_grid(choices.layer, choices.axes, choices.level, bounds)
+        whole = label_grid(choices.layer, choices.axes, choices.level)
+        size = math.prod(whole.shape) * (4 if choices.instances else 1)
+        if choices.parts and size > LARGEST_WHOLE:
+            return cls(choices, number, grid, grid, bounds)
+        return cls(choices, number, grid, whole, None)
+
+
+class SegmentRun(QObject):
+    """Runs one segmentation at a time for one viewer, and decodes it again on request.
+
+    Attributes:
+        progressed: stage, fraction, seconds left or None.
+        finished: a `Finished`.
+        failed: message, hint, details.
+        cancelled: the user stopped it; no layer was changed.
+    """
+
+    progressed = Signal(str, float, object)
+    finished = Signal(object)
+    failed = Signal(str, str, str)
+    cancelled = Signal()
+
+    def __init__(self, viewer: Any) -> None:
+        super().__init__()
+        self.layers = ResultLayers(viewer)
+        self._viewer = weakref.ref(viewer)
+        self._job: Job | None = None
+        self._token: object = None
+        self._image: Any = None
+        self._preview: PreviewLayer | None = None
+        self._last: tuple[_Part, dict[str, Any]] | None = None
+        self._decoding: dict[str, Any] | None = None
+        self._next_decoding: dict[str, Any] | None = None
+        self._closed = False
+
+    @property
+    def running(self) -> bool:
+        """Whether a segmentation is under way (decoding again does not count)."""
+        return self._token is not None and self._decoding is None
+
+    @property
+    def image(self) -> Any:
+        """The layer that is segmented at the moment; None if nothing runs."""
+        return self._image() if self.running and self._image is not None else None
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether `decode` can change the last result."""
+        return self._last is not None and bool(self._last[1].get("maps_id"))
+
+    def start(self, choices: Choices) -> None:
+        """Begin.
+
+        Raises:
+            ImageError: the image is empty or holds no numbers.
+        """
+        self._forget()
+        self._last = None
+        self._begin(_Part.of(choices, 0))
+
+    def _begin(self, part: _Part) -> None:
+        choices, viewer = part.choices, self._viewer()
+        layer, bounds = choices.layer, choices.bounds(part.number)
+        array = layer_array(layer, choices.level, bounds)
+        fields = image_fields(layer, choices.axes, choices.level, bounds)
+        self._token = token = object()
+        self._image = weakref.ref(layer)
+        if viewer is not None:
+            self._preview = PreviewLayer(viewer, part.grid, f"{layer.name}: preview")
+        self._job = session().engine.segment(
+            array,
+            axes=choices.axes,
+            model=choices.model["name"],
+            image=fields,
+            preview=True,
+            maps=choices.probabilities or choices.uncertainty,
+            device=choices.device,
+            tile=choices.tile,
+            mirror=choices.mirror,
+            decoding=dict(choices.decoding),
+            channel=choices.channel,
+            on_event=lambda job, event: self._hear(token, part, event),
+        )
+
+    def cancel(self) -> None:
+        """Stop; `cancelled` follows."""
+        if self._job is not None and not self._job.finished:
+            self.progressed.emit("cancelling", 0.0, None)
+            self._job.cancel()
+        elif self.running:  # the labels are being arranged
+            self._end()
+            self.cancelled.emit()
+
+    def decode(self, decoding: dict[str, Any]) -> None:
+        """Change the thresholds of the last result; of calls meanwhile, the last one counts."""
+        if not self.can_decode or self.running:
+            return
+        if self._decoding is not None:
+            self._next_decoding = decoding
+            return
+        assert self._last is not None
+        part, record = self._last
+        self._decoding, self._token = decoding, object()
+        token = self._token
+        self._job = session().engine.decode(
+            decoding, record["maps_id"], lambda job, event: self._hear(token, part, event)
+        )
+
+    def close(self) -> None:
+        """Stop, and tell nothing any more: the dock or the viewer is gone."""
+        self._closed = True
+        self._forget()
+
+    # Events
+
+    def _forget(self) -> None:
+        job, self._job = self._job, None
+        self._end()
+        self._next_decoding = None
+        if job is not None and not job.finished:
+            job.cancel()
+
+    def _end(self) -> None:
+        self._token = self._decoding = None
+        preview, self._preview = self._preview, None
+        if preview is not None:
+            preview.close()
+
+    def _hear(self, token: object, part: _Part, event: Any) -> None:
+        if token is not self._token or self._closed:
+            return
+        if isinstance(event, Preview):
+            if self._preview is not None:
+                self._preview.paste(event.bounds, event.labels)
+        elif isinstance(event, messages.Done):
+            self._arrange(token, part, event.result)
+        elif isinstance(event, messages.Failed):
+            self._fail(event.message, event.hint, event.details)
+        elif isinstance(event, messages.Lost):
+            self._fail(event.message, event.hint)
+        elif isinstance(event, messages.Cancelled):
+            self._end()
+            self.cancelled.emit()
+        elif self._decoding is None:
+            self._tell(part, event)
+
+    def _tell(self, part: _Part, event: Any) -> None:
+        if isinstance(event, messages.Progress):
+            count = max(len(part.choices.parts), 1)
+            stage = {"tiles": "finding objects", "finding objects": "separating objects"}.get(
+                event.stage, event.stage
+            )
+            if count > 1:
+                stage = f"region {part.number + 1} of {count}, {stage}"
+            self.progressed.emit(stage, event.fraction, event.eta)
+        elif isinstance(event, messages.Started):
+            stage = "starting the engine" if event.cold else "reading the image"
+            self.progressed.emit(stage, 0.0, None)
+        elif isinstance(event, messages.Queued) and event.ahead:
+            self.progressed.emit("waiting for another job", 0.0, None)
+
+    def _fail(self, message: str, hint: str = "", details: str = "") -> None:
+        if self._decoding is not None:
+            self._last = None  # the maps are gone
+        self._end()
+        self._next_decoding = None
+        self.failed.emit(message, hint, details)
+
+    # Results
+
+    def _arrange(self, token: object, part: _Part, result: dict[str, Any]) -> None:
+        """Arrange the labels in a thread: large ones take their time."""
+        choices = part.choices
+        name = choices.model["name"]
+        old = self.layers.snapshot(choices.layer, name, part.key)
+        labels, maps = result.pop("labels"), result.pop("maps", None)
+
+        def work() -> tuple[Any, ...]:
+            composed = compose(labels, part.grid, part.whole, choices.instances, old)
+            images = None
+            if maps is not None:
+                images = map_images(
+                    maps,
+                    part.grid,
+                    choices.instances,
+                    choices.probabilities,
+                    choices.uncertainty,
+                )
+            return token, part, result, composed, images
+
+        in_background(work, self._show, self._broken)
+
+    def _broken(self, error: Exception) -> None:
+        hint = "" if isinstance(error, TTTUNetError) else "Choose a smaller region."
+        self._fail(f"The labels cannot be shown: {error}", hint)
+
+    def _show(self, arranged: tuple[Any, ...]) -> None:
+        token, part, result, composed, images = arranged
+        if token is not self._token or self._closed:
+            return
+        again, viewer = self._decoding is not None, self._viewer()
+        record = self._record(part, result, again)
+        self._end()
+        layer = self._commit(part, composed, record, images, viewer)
+        if layer is None:
+            return
+        self._last = (part, record)
+        waiting, self._next_decoding = self._next_decoding, None
+        if waiting is not None:
+            self.decode(waiting)
+        elif not again and part.number + 1 < len(part.choices.parts):
+            self._begin(_Part.of(part.choices, part.number + 1))
+        self.finished.emit(Finished(layer, record, again))
+
+    def _commit(
+        self,
+        part: _Part,
+        composed: Composed,
+        record: dict[str, Any],
+        images: MapImages | None,
+        viewer: Any,
+    ) -> Any:
+        choices = part.choices
+        if images is not None and viewer is not None:
+            show_map_images(viewer, choices.layer, choices.model["name"], images)
+        return self.layers.commit(
+            choices.layer,
+            choices.model["name"],
+            composed,
+            record,
+            part.key,
+            _colours(choices),
+        )
+
+    def _record(self, part: _Part, result: dict[str, Any], again: bool) -> dict[str, Any]:
+        """Everything that decides the labels; axes and geometry are those of the layer."""
+        before = self._last[1] if again and self._last else {}
+        fresh = {key: value for key, value in result.items() if key not in ("axes", "shape")}
+        choices = part.choices
+        bounds = [list(along) for along in part.grid.bounds]
+        return {
+            **before,
+            **fresh,
+            "image": choices.layer.name,
+            "image_axes": choices.axes,
+            "channel": choices.channel,
+            "level": choices.level,
+            "region": bounds if choices.parts else None,
+            "accepted": False,
+        }
+
+
+def _colours(choices: Choices) -> dict[str, Any]:
+    """Names of the classes, and their colours where the model has some."""
+    labels = [] if choices.instances else choices.model.get("labels") or []
+    colours = {one["value"]: one["color"] for one in labels if one.get("color")}
+    if not colours:
+        return {}
+    from napari.utils.colormaps import DirectLabelColormap
+
+    shown = {value: np.array([*rgb, 255]) / 255 for value, rgb in colours.items()}
+    return {"colormap": DirectLabelColormap(color_dict={None: "transparent", **shown})}

@@ -1,0 +1,265 @@
+"""The controls of the Segment dock and how they are laid out; what they do is in the dock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import (
+    QComboBox,
+    QFormLayout,
+    QHBoxLayout,
+    QLabel,
+    QPushButton,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_tttunet.result_layers import is_accepted
+from napari_tttunet.segment_image import ImageChoice
+from napari_tttunet.segment_options import MoreOptions, ThresholdSliders
+from napari_tttunet.settings import Settings
+from napari_tttunet.widgets import FoldingSection, MessageLabel, ProgressLine, explain
+
+_WHERE = {"whole": "Whole image", "view": "What I see now", "shapes": "Rectangles I drew"}
+_PLANES = {"all": "All slices and frames", "current": "Only this slice"}
+_TIPS = {
+    "accept": "Mark these labels as right: they get a tick and are never replaced.",
+    "next_object": "Go to the next object to check; those of unusual size come first.",
+    "previous_object": "Go back to the object before.",
+    "toggle_labels": "Show or hide the labels.",
+    "segment_view": "Find the objects in the image.",
+}
+
+
+class SegmentView(QWidget):
+    """All controls.
+
+    Attributes:
+        changed: the region was changed.
+    """
+
+    changed = Signal()
+
+    def __init__(
+        self, image: ImageChoice, settings: Settings, parent: QWidget | None = None
+    ) -> None:
+        super().__init__(parent)
+        self._settings = settings
+        self.thresholds = ThresholdSliders(settings)
+        self.options = MoreOptions(settings)
+        self.message, self.progress = MessageLabel(), ProgressLine()
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(8, 8, 8, 8)
+        layout.addWidget(image)
+        layout.addLayout(self._model_form())
+        self.card = explain(QLabel(), "model_card", "What to know about this model")
+        self.card.setWordWrap(True)
+        self.card.setTextFormat(Qt.TextFormat.RichText)
+        self.card.hide()
+        self.card_button.toggled.connect(self.card.setVisible)
+        layout.addWidget(self.card)
+        layout.addLayout(self._where_form())
+        layout.addWidget(self._fold("More options", self.options, "more_options", False))
+        self.need = explain(QLabel(), "need", "What will be needed, before you begin")
+        self.need.setWordWrap(True)
+        layout.addWidget(self.need)
+        layout.addLayout(self._buttons())
+        layout.addWidget(self.progress)
+        layout.addWidget(self.message)
+        self.result = explain(QLabel(), "result", "What was found")
+        self.result.setWordWrap(True)
+        layout.addWidget(self.result)
+        self.adjust = self._fold("Adjust the result", self.thresholds, "adjust", True)
+        layout.addWidget(self.adjust)
+        layout.addWidget(self._checking())
+        self.copy_command = explain(
+            QPushButton("Copy as command line"),
+            "copy_command",
+            "Copies a command that does the same in a terminal; "
+            "only for images that were opened from a file.",
+        )
+        layout.addWidget(self.copy_command)
+        layout.addStretch(1)
+
+    def _combo(self, name: str, tooltip: str) -> QComboBox:
+        combo: QComboBox = explain(QComboBox(), name, tooltip)
+        combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        combo.setMinimumContentsLength(12)
+        return combo
+
+    def _form(self) -> QFormLayout:
+        form = QFormLayout()
+        form.setContentsMargins(0, 0, 0, 0)
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
+        return form
+
+    def _model_form(self) -> QFormLayout:
+        form = self._form()
+        self.model = self._combo("model", "The model that finds the objects")
+        self.card_button = explain(
+            QToolButton(), "model_info", "Show what this model was trained on, and how good it is"
+        )
+        self.card_button.setText("i")
+        self.card_button.setCheckable(True)
+        row = QHBoxLayout()
+        row.setContentsMargins(0, 0, 0, 0)
+        row.addWidget(self.model, 1)
+        row.addWidget(self.card_button)
+        form.addRow("Model", row)
+        self.dimensions = explain(
+            QLabel(), "dimensions", "Whether slices are segmented one by one or together"
+        )
+        self.dimensions.setWordWrap(True)
+        form.addRow(self.dimensions)
+        return form
+
+    def _where_form(self) -> QFormLayout:
+        form = self._form()
+        self.where = self._combo("where", "The part of the image that is segmented")
+        for value, text in _WHERE.items():
+            self.where.addItem(text, value)
+        form.addRow("Where", self.where)
+        self.shapes = self._combo(
+            "shapes", "The layer in which you drew rectangles; the selected ones count, or all"
+        )
+        self._shapes_label = QLabel("Drawn in")
+        form.addRow(self._shapes_label, self.shapes)
+        self.planes = self._combo(
+            "planes", "All slices and time points, or only those that the sliders stand at"
+        )
+        for value, text in _PLANES.items():
+            self.planes.addItem(text, value)
+        self._planes_label = QLabel("Slices")
+        form.addRow(self._planes_label, self.planes)
+        for combo in (self.where, self.planes):
+            key = f"segment.{combo.objectName()}"
+            combo.setCurrentIndex(
+                max(combo.findData(self._settings.get(key, combo.itemData(0))), 0)
+            )
+            combo.activated.connect(self._picked)
+        self.shapes.activated.connect(self._picked)
+        return form
+
+    def _picked(self, *_: Any) -> None:
+        for combo in (self.where, self.planes):
+            self._settings.set(f"segment.{combo.objectName()}", combo.currentData())
+        self._settings.save_soon()
+        self.changed.emit()
+
+    def _fold(self, title: str, content: QWidget, name: str, opened: bool) -> FoldingSection:
+        section = FoldingSection(title, content)
+        explain(section.button, f"{name}_button", f"Show or hide: {title.lower()}")
+        section.open(self._settings.get(f"segment.{name}", opened))
+
+        def remember(now: bool) -> None:
+            self._settings.set(f"segment.{name}", now)
+            self._settings.save_soon()
+
+        section.toggled.connect(remember)
+        return section
+
+    def _buttons(self) -> QHBoxLayout:
+        row = QHBoxLayout()
+        self.segment = explain(QPushButton("Segment"), "segment", _TIPS["segment_view"])
+        self.segment.setStyleSheet("font-weight: bold; padding: 5px;")
+        self.cancel = explain(
+            QPushButton("Cancel"), "cancel", "Stop; labels that were there before stay as they are"
+        )
+        self.cancel.setStyleSheet("padding: 5px;")
+        row.addWidget(self.segment)
+        row.addWidget(self.cancel)
+        return row
+
+    def _checking(self) -> QWidget:
+        self.checking = QWidget()
+        row = QHBoxLayout(self.checking)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.setSpacing(4)
+        self.previous = explain(QPushButton("Previous"), "previous_object", "")
+        self.next = explain(QPushButton("Next"), "next_object", "")
+        self.toggle = explain(QPushButton("Hide"), "toggle_labels", "")
+        self.accept = explain(QPushButton("Accept"), "accept", "")
+        for button in (self.previous, self.next, self.toggle, self.accept):
+            button.setMinimumWidth(40)
+            row.addWidget(button)
+        return self.checking
+
+    def name_keys(self, text: Callable[[str], str]) -> None:
+        """Say in the tooltips which key does the same."""
+        for button in (self.previous, self.next, self.toggle, self.accept):
+            name = button.objectName()
+            button.setToolTip(_TIPS[name] + text(name))
+        key = text("segment_view").replace("Key:", "Key for what you see now:")
+        self.segment.setToolTip(_TIPS["segment_view"] + key)
+
+    # State
+
+    @property
+    def where_choice(self) -> str:
+        return str(self.where.currentData())
+
+    @property
+    def planes_choice(self) -> str:
+        """`all` where the image has no slices."""
+        return "all" if self.planes.isHidden() else str(self.planes.currentData())
+
+    def list_models(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Offer the models of the library; damaged ones are shown, but cannot be chosen."""
+        self.model.clear()
+        for entry in entries:
+            title = entry.get("title") or entry["name"]
+            self.model.addItem(f"{entry['name']} ({title})", entry["name"])
+            if entry["error"] is not None:
+                item = self.model.model().item(self.model.count() - 1)  # type: ignore[attr-defined]
+                item.setEnabled(False)
+                item.setToolTip(str(entry["error"]))
+
+    def show_model(self, entry: Mapping[str, Any], card: str) -> None:
+        self.card.setText(card)
+        self.model.setToolTip(card or "The model that finds the objects")
+        self.card_button.setEnabled(bool(card))
+        self.adjust.setVisible(entry.get("task") == "instance")
+
+    def list_shapes(self, layers: Sequence[Any]) -> None:
+        chosen = self.shapes.currentData()
+        self.shapes.clear()
+        for layer in layers:
+            self.shapes.addItem(layer.name, layer)
+        if layers:
+            place = layers.index(chosen) if chosen in layers else len(layers) - 1
+            self.shapes.setCurrentIndex(place)
+
+    def show_dimensions(self, entry: Mapping[str, Any], image: ImageChoice) -> None:
+        """Say how slices and frames are taken, and offer the choices that make sense."""
+        slices, frames = image.size_of("Z"), image.size_of("T")
+        text = ""
+        if entry.get("dim") == 2 and slices > 1:
+            text = f"2D model: each of the {slices} slices on its own."
+        elif entry.get("dim") == 3:
+            text = "3D model: all slices together."
+            if slices == 1:
+                text = "3D model, but the image has no Z axis: choose a 2D model."
+        if frames > 1:
+            text += f" {frames} time points, one by one."
+        self.dimensions.setText(text.strip())
+        self.dimensions.setVisible(bool(text))
+        several = frames > 1 or (slices > 1 and entry.get("dim") != 3)
+        self.planes.setVisible(several)
+        self._planes_label.setVisible(several)
+        drawn = self.where_choice == "shapes"
+        self.shapes.setVisible(drawn)
+        self._shapes_label.setVisible(drawn)
+
+    def show_running(self, running: bool, ready: bool) -> None:
+        self.segment.setVisible(not running)
+        self.segment.setEnabled(ready and not running)
+        self.cancel.setVisible(running)
+        self.thresholds.setEnabled(not running)
+
+    def show_labels(self, labels: Any) -> None:
+        self.checking.setVisible(labels is not None)
+        if labels is not None:
+            self.accept.setText("Accepted" if is_accepted(labels) else "Accept")

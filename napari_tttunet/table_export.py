@@ -1,0 +1,135 @@
+"""Saving and copying the table of objects, in another thread."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import (
+    QApplication,
+    QFileDialog,
+    QHBoxLayout,
+    QLabel,
+    QPushButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_tttunet.background import Outcome, run_steps
+from napari_tttunet.measure import ObjectTable, write_csv
+from napari_tttunet.object_table import ObjectModel, text_lines
+from napari_tttunet.settings import Settings
+from tttunet.errors import TTTUNetError
+
+
+class TableExport(QWidget):
+    """Two buttons, and what came of them.
+
+    Args:
+        objects: the rows it shows, in their order, are written.
+        settings: remember the folder.
+
+    Attributes:
+        name: of the labels, for the file's name.
+        problem: a sentence for the user and details; empty: the last one is settled.
+    """
+
+    problem = Signal(str, str)
+
+    def __init__(self, objects: ObjectModel, settings: Settings) -> None:
+        super().__init__()
+        self._objects, self._settings = objects, settings
+        self.name = ""
+        self._state = {"closed": False}
+        self.destroyed.connect(partial(self._state.update, closed=True))
+        self.save = QPushButton("Save table ...")
+        self.save.setObjectName("results_save")
+        self.save.setToolTip("Write the rows shown to a CSV file, for spreadsheets and R or Python")
+        self.copy = QPushButton("Copy table")
+        self.copy.setObjectName("results_copy")
+        self.copy.setToolTip("Put the rows shown into the clipboard, to paste into a spreadsheet")
+        self.outcome = QLabel()
+        self.outcome.setObjectName("results_outcome")
+        self.outcome.setWordWrap(True)
+        self.outcome.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.outcome.hide()
+        for widget, words in ((self.save, "Save"), (self.copy, "Copy"), (self.outcome, "Saved")):
+            widget.setAccessibleName(f"{words} table")
+        line = QHBoxLayout()
+        line.addWidget(self.save)
+        line.addWidget(self.copy)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addLayout(line)
+        layout.addWidget(self.outcome)
+        self.save.clicked.connect(self._ask_where)
+        self.copy.clicked.connect(self.copy_table)
+
+    def _ask_where(self) -> None:
+        folder = Path(self._settings.get("results.folder", str(Path.home())))
+        name = re.sub(r"[^\w.-]+", "_", self.name).strip("_") or "labels"
+        dialog = QFileDialog(self, "Save the table", str(folder), "Table (*.csv)")
+        dialog.setObjectName("results_save_dialog")
+        dialog.setAcceptMode(QFileDialog.AcceptMode.AcceptSave)
+        dialog.setDefaultSuffix("csv")
+        dialog.selectFile(f"{name}_objects.csv")
+        dialog.fileSelected.connect(self.save_table)
+        dialog.finished.connect(dialog.deleteLater)
+        dialog.open()
+
+    def save_table(self, path: str) -> None:
+        """Write the rows that are shown, as they are sorted, to a CSV file."""
+        self._settings.set("results.folder", str(Path(path).absolute().parent))
+        self._settings.save_soon()
+        self._start(_save, self._on_saved, Path(path).absolute())
+
+    def copy_table(self) -> None:
+        """Put the rows that are shown into the clipboard."""
+        self._start(_copy, self._on_copied)
+
+    def _start(self, function: Any, listener: Any, *more: Any) -> None:
+        if self._objects.table is None:
+            return
+        self.problem.emit("", "")
+        self._say("Writing ...")
+        run_steps(function(self._objects.table, self._objects.order, *more), listener)
+
+    def _say(self, words: str) -> None:
+        self.outcome.setText(words)
+        self.outcome.setVisible(bool(words))
+
+    def _on_saved(self, outcome: Outcome) -> None:
+        if self._succeeded(outcome):
+            path, count = outcome[0]
+            self._say(f"{count} rows saved to {path}")
+
+    def _on_copied(self, outcome: Outcome) -> None:
+        if self._succeeded(outcome):
+            text, count = outcome[0]
+            QApplication.clipboard().setText(text)
+            self._say(f"{count} rows copied: paste them into a spreadsheet")
+
+    def _succeeded(self, outcome: Outcome) -> bool:
+        """Tells what went wrong, if something did and there is somebody to tell."""
+        error = outcome[1]
+        if error is not None and not self._state["closed"]:
+            self._say("")
+            self.problem.emit(str(error), "" if isinstance(error, TTTUNetError) else repr(error))
+        return error is None and not self._state["closed"]
+
+
+def _save(
+    table: ObjectTable, order: np.ndarray, path: Path
+) -> Generator[int, None, tuple[Path, int]]:
+    yield from write_csv(table, path, order)
+    return path, len(order)
+
+
+def _copy(table: ObjectTable, order: np.ndarray) -> Generator[int, None, tuple[str, int]]:
+    yield 0
+    return "\n".join(text_lines(table, order)), len(order)
