@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def write_series(
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     paths = []
+    language = locale.setlocale(locale.LC_CTYPE)
     for index in range(volume.GetSize()[2]):
         place = np.array(volume.TransformIndexToPhysicalPoint((0, 0, index)))
         tags = {
@@ -54,6 +56,8 @@ def write_series(
         paths.append(folder / f"IM{number}{(index * 7) % 97:04d}.dcm")
         writer.SetFileName(str(paths[-1]))
         writer.Execute(picture)
+    # ITK leaves the language at C, and Python would read later files as ASCII.
+    locale.setlocale(locale.LC_CTYPE, language)
     return paths
 
 
