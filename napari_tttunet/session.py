@@ -7,6 +7,7 @@ from collections.abc import Callable
 from qtpy.QtCore import QObject, Qt, Signal
 from qtpy.QtWidgets import QApplication
 
+from napari_tttunet.garbage import GarbageCollection
 from tttunet.engine.client import Engine
 
 _session: Session | None = None
@@ -25,11 +26,17 @@ class Session(QObject):
 
     def __init__(self) -> None:
         super().__init__()
+        self._garbage = GarbageCollection()  # the engine's threads must not destroy widgets
         self._sent.connect(self._call, Qt.ConnectionType.QueuedConnection)
         self.engine = Engine(deliver=self._sent.emit)
         application = QApplication.instance()
         if application is not None:
-            application.aboutToQuit.connect(self.engine.close)
+            application.aboutToQuit.connect(self.close)
+
+    def close(self) -> None:
+        """End the engine."""
+        self.engine.close()
+        self._garbage.close()
 
     def _call(self, function: Callable[[], None]) -> None:
         function()
@@ -47,5 +54,5 @@ def close_session() -> None:
     """End the engine; the next `session()` makes another one."""
     global _session
     if _session is not None:
-        _session.engine.close()
+        _session.close()
         _session = None

@@ -94,6 +94,22 @@ def qapp_args(screen: None) -> list[str]:
     return ["napari-tttunet-tests"]
 
 
+@pytest.fixture(scope="session")
+def _garbage(qapp: Any) -> Iterator[None]:
+    """Between two sessions of the plugin, too: napari and zarr have threads of their own."""
+    from napari_tttunet.garbage import GarbageCollection
+
+    collection = GarbageCollection()
+    yield
+    collection.close()
+
+
+@pytest.fixture(autouse=True)
+def _widgets_die_in_the_window_thread(request: pytest.FixtureRequest) -> None:
+    if _NEED_A_SCREEN & set(request.fixturenames) and not screen_problem():
+        request.getfixturevalue("_garbage")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_config_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or writes the settings of the person who runs it, napari's included."""
