@@ -7,6 +7,7 @@ import threading
 import weakref
 from typing import Any
 
+import pytest
 from qtpy.QtWidgets import QWidget
 
 from napari_tttunet.garbage import GarbageCollection
@@ -50,7 +51,8 @@ def test_the_window_thread_collects_what_gathers(qtbot: Any) -> None:
     assert len(kept) == 2000
 
 
-def test_a_closed_session_leaves_collection_to_python_again(qtbot: Any, _garbage: None) -> None:
+@pytest.mark.usefixtures("_garbage")
+def test_a_closed_session_leaves_collection_to_python_again() -> None:
     gc.enable()
     session()
     assert not gc.isenabled()
