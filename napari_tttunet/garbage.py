@@ -22,9 +22,11 @@ class GarbageCollection(QObject):
     Each generation is collected when Python itself would have done so, at the next tick.
     """
 
+    _open = 0
+
     def __init__(self) -> None:
         super().__init__()
-        self._was_on = gc.isenabled()
+        GarbageCollection._open += 1
         gc.disable()
         self._timer = QTimer(self)
         self._timer.setInterval(INTERVAL)
@@ -32,9 +34,11 @@ class GarbageCollection(QObject):
         self._timer.start()
 
     def close(self) -> None:
-        """Leave it to Python again."""
-        self._timer.stop()
-        if self._was_on:
+        """Leave it to Python again, unless another one is open."""
+        if self._timer.isActive():
+            self._timer.stop()
+            GarbageCollection._open -= 1
+        if not GarbageCollection._open:
             gc.enable()
 
     def _look(self) -> None:

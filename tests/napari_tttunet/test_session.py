@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import weakref
 from typing import Any
 
-import pytest
 from qtpy.QtWidgets import QWidget
 
 from napari_tttunet.garbage import GarbageCollection
@@ -51,17 +52,31 @@ def test_the_window_thread_collects_what_gathers(qtbot: Any) -> None:
     assert len(kept) == 2000
 
 
-@pytest.mark.usefixtures("_garbage")
-def test_a_closed_session_leaves_collection_to_python_again() -> None:
-    gc.enable()
+def test_the_last_one_leaves_collection_to_python_again(qtbot: Any) -> None:
     session()
-    assert not gc.isenabled()
+    one, two = GarbageCollection(), GarbageCollection()
+    one.close()
+    one.close()
     close_session()
-    assert gc.isenabled()
-    again = GarbageCollection()
-    nested = GarbageCollection()
-    nested.close()
     assert not gc.isenabled()
-    again.close()
-    assert gc.isenabled()
-    gc.disable()
+    two.close()
+    # That of all tests is open.
+    assert not gc.isenabled()
+
+
+PROGRAM = """
+import gc
+from qtpy.QtCore import QCoreApplication
+from napari_tttunet.session import close_session, session
+application = QCoreApplication([])
+session()
+before = gc.isenabled()
+close_session()
+print(before, gc.isenabled())
+"""
+
+
+def test_a_closed_session_leaves_collection_to_python_again() -> None:
+    command = [sys.executable, "-c", PROGRAM]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout.split() == ["False", "True"]
