@@ -76,6 +76,23 @@ def segment(
             help="Change a threshold of the model, such as foreground=0.4; may be repeated.",
         ),
     ] = None,
+    adaptation: Annotated[
+        str,
+        typer.Option(
+            metavar="MODE",
+            help="How TTT layers adapt: [bold]tile[/bold] by tile, not at all ([bold]off[/bold]), "
+            "on from tile to tile of an [bold]image[/bold], or per tile in [bold]both[/bold] "
+            "directions.",
+        ),
+    ] = "tile",
+    adaptation_map: Annotated[
+        bool,
+        typer.Option(
+            "--adaptation-map",
+            help="Write NAME_adaptation.ome.tif: the loss of the TTT layers before and after they "
+            "adapted, large where the image is unlike what the model knows.",
+        ),
+    ] = False,
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Write NAME_overlay.png: outlines over the image.")
     ] = False,
@@ -119,6 +136,8 @@ def segment(
     }
     tile_numbers = () if tile is None else _parse_tile(tile)
     thresholds = _thresholds(decoding or [], min_size)
+    if engine and (adaptation_map or adaptation != "tile"):
+        raise typer.BadParameter("cannot be combined with --engine", param_hint="--adaptation")
     if engine:
         from tttunet.cli.batch import run_batch
         from tttunet.engine.batch import Batch
@@ -144,6 +163,7 @@ def segment(
         output,
         overlay=overlay,
         table=table,
+        adaptation=adaptation_map,
         existing="overwrite" if overwrite else "error",
     )
     with ProgressBar("Loading the model") as bar:
@@ -156,6 +176,7 @@ def segment(
         settings |= {
             "tile": tile_size(loaded.config, tile_numbers),
             "decoding": changed_decoding(loaded.config, thresholds),
+            "adaptation": adaptation,
             "overwrite": overwrite,
             "note": bar.note,
         }

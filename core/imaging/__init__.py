@@ -8,7 +8,7 @@ from tttunet.imaging.normalise import normalise, prepare_channels
 from tttunet.imaging.overlay import draw_overlay
 from tttunet.imaging.readers import image_stem, image_suffix, load_image, load_labels
 from tttunet.imaging.tiles import gaussian_weight, tile_grid
-from tttunet.imaging.writers import label_axes, save_labels, save_overlay, save_table
+from tttunet.imaging.writers import label_axes, save_labels, save_maps, save_overlay, save_table
 
 __all__ = [
     "Image",
@@ -22,6 +22,7 @@ __all__ = [
     "normalise",
     "prepare_channels",
     "save_labels",
+    "save_maps",
     "save_overlay",
     "save_table",
     "tile_grid",

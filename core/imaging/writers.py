@@ -69,6 +69,29 @@ def save_labels(
     return path
 
 
+def save_maps(path: str | Path, maps: np.ndarray, like: Image, *, overwrite: bool = False) -> Path:
+    """Writes float maps on the grid of an image as the channels of an OME-TIFF.
+
+    Args:
+        path: must end in .ome.tif.
+        maps: [K, *labels] float32, of the shape of labels for `like`.
+        like: the image that the maps belong to.
+        overwrite: replace an existing file.
+
+    Raises:
+        OutputError: the path is no .ome.tif, or cannot be written.
+    """
+    path = Path(path)
+    if not path.name.endswith(".ome.tif"):
+        raise OutputError(f"The maps '{path}' must be an .ome.tif file.")
+    axes = label_axes(like)
+    frames = int("T" in axes)
+    image = like.with_array(np.moveaxis(maps, 0, frames), axes[:frames] + "C" + axes[frames:])
+    with atomic_write(path, overwrite=overwrite) as temporary:
+        _write_ome_tiff(temporary, image)
+    return path
+
+
 def save_overlay(
     path: str | Path,
     image: Image,

@@ -37,6 +37,9 @@ OFFERED_SUFFIXES = (_LABEL_SUFFIX, ".nii.gz", ".nrrd", ".mha")
 #: What the name of a label file ends in.
 LABELS_ENDING = "_labels"
 _OVERLAY_ENDING = "_overlay"
+_ADAPTATION_ENDING = "_adaptation"
+
+_OUR_ENDINGS = (LABELS_ENDING, _OVERLAY_ENDING, _ADAPTATION_ENDING)
 
 #: What to do with results that exist: refuse, write again, or leave them if they are complete.
 Existing = Literal["error", "overwrite", "skip"]
@@ -44,16 +47,18 @@ Existing = Literal["error", "overwrite", "skip"]
 
 @dataclass(frozen=True)
 class FileJob:
-    """One image and the files to make from it; `overlay` and `table` are None if not wanted."""
+    """One image and the files to make from it; None are not wanted."""
 
     source: Path
     labels: Path
     overlay: Path | None = None
     table: Path | None = None
+    adaptation: Path | None = None
 
     @property
     def outputs(self) -> list[Path]:
-        return [path for path in (self.labels, self.overlay, self.table) if path is not None]
+        paths = (self.labels, self.overlay, self.table, self.adaptation)
+        return [path for path in paths if path is not None]
 
     @property
     def complete(self) -> bool:
@@ -65,7 +70,7 @@ def expand_inputs(patterns: Sequence[str], ending: str = LABELS_ENDING) -> list[
     """Image files from names of files, folders and globs, each file once.
 
     Of folders (without their subfolders) and globs, files of other types, hidden files and what
-    was written there by us (`*_labels.*`, `*_overlay.png`) are passed over.
+    was written there by us (`*_labels.*`, `*_overlay.png`, `*_adaptation.ome.tif`) are passed over.
 
     Args:
         patterns: the names.
@@ -108,7 +113,7 @@ def _images(paths: Iterator[Path], ending: str) -> list[Path]:
         if image_suffix(path)
         and path.is_file()
         and not path.name.startswith(".")
-        and not image_stem(path).endswith((ending, LABELS_ENDING, _OVERLAY_ENDING))
+        and not image_stem(path).endswith((ending, *_OUR_ENDINGS))
     )
 
 
@@ -122,6 +127,7 @@ def plan_jobs(
     *,
     overlay: bool = False,
     table: bool = False,
+    adaptation: bool = False,
     existing: Existing = "error",
     ending: str = LABELS_ENDING,
     suffix: str = "",
@@ -131,7 +137,7 @@ def plan_jobs(
     Args:
         sources: from `expand_inputs`.
         output: a folder; or for a single image the label file.
-        overlay, table: whether these are wanted.
+        overlay, table, adaptation: whether these are wanted.
         existing: what to do with results that are there already.
         ending: what the names of label files end in.
         suffix: format of the label files; empty: that of the image where it keeps the geometry,
@@ -157,6 +163,7 @@ def plan_jobs(
                 labels,
                 base.with_name(f"{base.name}{_OVERLAY_ENDING}.png") if overlay else None,
                 base.with_name(f"{base.name}_objects.csv") if table else None,
+                base.with_name(f"{base.name}{_ADAPTATION_ENDING}.ome.tif") if adaptation else None,
             )
         )
     _check_distinct(jobs)
@@ -259,6 +266,8 @@ def segment_file(
     from tttunet.inference.segment import segment
 
     image = load_input(job.source, model.config, axes=axes, channel=channel, note=note)
+    if job.adaptation is not None:
+        options["adaptation_map"] = True
     result = (compute or segment)(image, model, **options)
     written: list[Path] = []
     try:
@@ -273,7 +282,7 @@ def segment_file(
 
 def _write(job: FileJob, result: Result, config: ModelConfig, overwrite: bool) -> Iterator[Path]:
     """Write one output after the other; gives each path when it is complete."""
-    from tttunet.imaging import save_labels, save_overlay, save_table
+    from tttunet.imaging import save_labels, save_maps, save_overlay, save_table
     from tttunet.inference.objects import object_columns, object_table
 
     image, semantic = result.image, config.task == "semantic"
@@ -286,6 +295,8 @@ def _write(job: FileJob, result: Result, config: ModelConfig, overwrite: bool) -
         rows = object_table(result.labels, image, classes)
         columns = object_columns(image, semantic)
         yield save_table(job.table, rows, columns=columns, overwrite=overwrite)
+    if job.adaptation is not None and result.adaptation_map is not None:
+        yield save_maps(job.adaptation, result.adaptation_map, image, overwrite=overwrite)
 
 
 def describe_count(count: int, config: ModelConfig) -> str:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from tttunet.errors import ImageError, ModelError
 from tttunet.imaging import Image, normalise, prepare_channels
 from tttunet.inference.accelerate import accelerated
+from tttunet.inference.adapting import LossMaps
 from tttunet.inference.allocator import tune_allocator
 from tttunet.inference.device import pick_device
 from tttunet.inference.instances import decode_instances
@@ -26,6 +27,7 @@ from tttunet.inference.tiled import (
     predict,
     semantic_activation,
 )
+from tttunet.layers.adaptation import Adaptation, Mode
 from tttunet.models.card import first_problem
 from tttunet.models.config import InstanceDecoding, ModelConfig
 from tttunet.models.model import Model
@@ -49,6 +51,8 @@ class Result:
         model: name and version.
         seconds: wall time.
         settings: everything that decides the result, for the record.
+        adaptation_map: [2, *labels] float32, the TTT layers' own loss per channel before they
+            adapted to a tile and after, if it was asked for.
     """
 
     labels: np.ndarray
@@ -56,6 +60,7 @@ class Result:
     model: str
     seconds: float
     settings: dict[str, Any] = field(default_factory=dict)
+    adaptation_map: np.ndarray | None = None
 
     @property
     def axes(self) -> str:
@@ -76,6 +81,8 @@ def segment(
     overlap: float = 0.25,
     mirror: bool = False,
     decoding: InstanceDecoding | None = None,
+    adaptation: Mode = "tile",
+    adaptation_map: bool = False,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
     tile_done: TileDone | None = None,
@@ -95,6 +102,9 @@ def segment(
         overlap: share of a tile that neighbours share, 0 to 0.9.
         mirror: average over flips (test-time augmentation), 4 times slower in 2D, 8 in 3D.
         decoding: replaces the model's thresholds for instances.
+        adaptation: how TTT layers adapt, see `tttunet.layers.adaptation.Mode`: `off`, per `tile`,
+            carried over the tiles of an `image` (each slice or time point anew), or `both`.
+        adaptation_map: also return where they had to adapt.
         progress: called with (tiles done, tiles in all).
         cancel: asked before every tile; True raises `Cancelled`.
         tile_done: receives every tile's place in the labels and the network's maps, as for
@@ -108,6 +118,7 @@ def segment(
     Raises:
         ImageError: the image has other dimensions or channels than the model takes, or a single
             pixel.
+        ModelError: there is no such adaptation, or no TTT layer for the map.
         Cancelled: `cancel` returned True.
     """
     start = time.perf_counter()
@@ -116,6 +127,7 @@ def segment(
     target = pick_device(device)
     lead = leading_shape(image, config)
     labels = np.zeros((*lead, *image.spatial_shape[-config.network.dim :]), label_dtype(config))
+    losses = np.zeros((2, *labels.shape), np.float32) if adaptation_map else None
     highest, count = 0, math.prod(lead)
     for number, (index, plane) in enumerate(
         zip(np.ndindex(lead), _planes(image, model), strict=True)
@@ -129,6 +141,8 @@ def segment(
             tile=tile,
             overlap=overlap,
             mirror=mirror,
+            adaptation=adaptation,
+            losses=None if losses is None else losses[(slice(None), *index)],
             progress=None if progress is None else _shifted(progress, number, count),
             cancel=cancel,
             tile_done=None if tile_done is None else _placed(tile_done, index),
@@ -140,9 +154,10 @@ def segment(
         "tile": list(tile or automatic_tile(config)),
         "overlap": overlap,
         "mirror": mirror,
+        "adaptation": adaptation,
     }
     name = f"{config.name} {config.version}"
-    return Result(labels, image, name, time.perf_counter() - start, settings)
+    return Result(labels, image, name, time.perf_counter() - start, settings, losses)
 
 
 def predict_maps(
@@ -153,6 +168,8 @@ def predict_maps(
     tile: Sequence[int] | None = None,
     overlap: float = 0.25,
     mirror: bool = False,
+    adaptation: Mode = "tile",
+    losses: np.ndarray | None = None,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
     tile_done: TileDone | None = None,
@@ -162,6 +179,7 @@ def predict_maps(
 
     Args:
         array: [C, *spatial] float32, normalised by the model's plan.
+        losses: [2, *spatial] float32, receives the adaptation map.
         tile_done: as for `predict`.
         The others are those of `segment`.
 
@@ -171,20 +189,33 @@ def predict_maps(
     """
     tune_allocator()
     config = model.config
-    return predict(
-        accelerated(model.network.to(device).eval()),
-        array,
-        instance_activation if config.task == "instance" else semantic_activation,
-        tile=tile or automatic_tile(config),
-        stride=config.network.total_stride,
-        overlap=overlap,
-        mirror_axes=config.plan.mirror_axes if mirror else (),
-        device=device,
-        progress=progress,
-        cancel=cancel,
-        tile_done=tile_done,
-        stitch_on_cpu=stitch_on_cpu,
-    )
+    activation = instance_activation if config.task == "instance" else semantic_activation
+    network = model.network.to(device).eval()
+    options: dict[str, Any] = {
+        "tile": tile or automatic_tile(config),
+        "stride": config.network.total_stride,
+        "overlap": overlap,
+        "mirror_axes": config.plan.mirror_axes if mirror else (),
+        "device": device,
+        "progress": progress,
+        "cancel": cancel,
+        "stitch_on_cpu": stitch_on_cpu,
+    }
+    if adaptation == "tile" and losses is None:
+        return predict(accelerated(network), array, activation, tile_done=tile_done, **options)
+    with Adaptation(network, adaptation, keep_losses=losses is not None) as adapting:
+        if losses is None:
+            return predict(network, array, activation, tile_done=tile_done, **options)
+        with_losses = LossMaps(network, adapting)
+        maps = predict(
+            with_losses,
+            array,
+            with_losses.activation(activation),
+            tile_done=with_losses.without(tile_done),
+            **options,
+        )
+    losses[...] = maps[-2:]
+    return maps[:-2]
 
 
 def predict_labels(

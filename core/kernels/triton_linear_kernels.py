@@ -57,7 +57,10 @@ def state_step(
     # W and b stay what the mini-batch starts from: all its gradients are taken there.
     next_W = W
     next_b = b
-    for first in range(0, K, BLOCK):
+    # A loop of one round would be dissolved, and NVIDIA's prefetching of the products fails on
+    # what is left (Triton 3.7): its end is not known to the compiler.
+    stop = tl.minimum(K, tokens - mini_batch * K) if K <= BLOCK else K
+    for first in range(0, stop, BLOCK):
         position = first + tl.arange(0, BLOCK)
         token, valid = program_tokens(program, tokens, sequences, mini_batch, position, K)
         key, update, _, _ = key_step(

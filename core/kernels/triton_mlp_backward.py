@@ -2,9 +2,8 @@
 
 The first launch recomputes the states between the saved ones and goes backward through the
 read-out of every mini-batch, which no other mini-batch enters; the second carries the gradient of
-the state from the last mini-batch to the first and completes dk, dv and dlr. With one mini-batch,
-or scans enough to fill a GPU, one launch does both. Sums over programs are left to PyTorch: no
-atomics, the same result every time.
+the state from the last mini-batch to the first and completes dk, dv and dlr. Sums over programs are
+left to PyTorch: no atomics, the same result every time.
 """
 
 from __future__ import annotations
@@ -90,13 +89,12 @@ def backward_kernel(
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
     tokens, batch, heads, total, programs, half, eps, scale, rope_step,
     S: tl.constexpr, GATED: tl.constexpr, ROTARY: tl.constexpr, SAVE: tl.constexpr,
-    READ: tl.constexpr, SCAN: tl.constexpr, PRECISION: tl.constexpr,
+    SCAN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """READ: backward of the read-out, for segments of SAVE mini-batches. SCAN: of the scan.
+    """Backward of the read-out, for all segments of SAVE mini-batches of all scans.
 
-    Either alone, for all segments of all scans and then for all scans, or both together for all
-    scans, the segments from last to first. `final` are the gradients of the final states; of the
-    parts, READ fills the first half, SCAN the second.
+    With SCAN, backward of the scan, the segments from last to first. `final` are the gradients of
+    the final states; of the parts, the read-out fills the first half, the scan the second.
     """
     program = tl.program_id(0)
     sequences = batch * heads
@@ -129,9 +127,7 @@ def backward_kernel(
             first = segment * SAVE
             count = tl.minimum(SAVE, mini_batches - first)
             slot = place * mini_batches + first
-            if READ and SCAN:
-                slot = place * SAVE
-            if READ:
+            if not SCAN:
                 at = fence(scratch)
                 number = place * segments + segment
                 record = states + slot * S.record
@@ -171,7 +167,7 @@ def backward_kernel(
                 state = states + number * S.record
                 exchange = exchanges + number * (5 * S.tile + 2 * S.layer + S.record)
                 part = place * mini_batches + index
-                if READ:
+                if not SCAN:
                     at = fence(scratch)
                     hidden_layer(exchange + at, state + at, hidden + at, slope + at, S, PRECISION)
                     at = fence(scratch)
@@ -238,7 +234,6 @@ def plan_backward(
     scans, mini_batches = math.prod(lead), -(-tokens // K)
     slots = scans * mini_batches
     segments = scans * -(-mini_batches // save)
-    single = mini_batches == 1 or scans >= triton_mlp.FILLING_SCANS
 
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=q.device)
@@ -251,8 +246,7 @@ def plan_backward(
         coefficient=new(2, *lead, mini_batches, S.N),
         norm=new(2, *lead, mini_batches, 2, S.D),
     )
-    held = scans * save if single else slots
-    readers = scans if single else min(segments, triton_mlp.MAX_PROGRAMS)
+    readers = min(segments, triton_mlp.MAX_PROGRAMS)
     arguments: dict[str, Any] = {
         "q": q,
         "k": k,
@@ -264,9 +258,9 @@ def plan_backward(
         "grad_output": grad_output.contiguous(),
         "coefficient_parts": result.coefficient,
         "norm_parts": result.norm,
-        "states": new(held, S.record),
+        "states": new(slots, S.record),
         "carries": new(2 * scans, S.record),
-        "exchanges": new(held, 5 * S.tile + 2 * S.layer + S.record),
+        "exchanges": new(slots, 5 * S.tile + 2 * S.layer + S.record),
         "scratch": new(max(readers, scans), 16 + 7 * S.layer + 4 * S.tile + 4 * S.scores),
         "tokens": tokens,
         "batch": batch,
@@ -300,27 +294,26 @@ def plan_backward(
     scan_traffic = values * (item + 2 * item) + 8 * scans * tokens + 2 * state_bytes * scans
     passed = values * 4 * 5 + layers + 2 * state_bytes * slots
 
-    def launch(name: str, total: int, programs: int, read: bool, scan: bool) -> Launch:
-        flops = (reading if read else 0) + (scanning if scan else 0)
-        traffic = (read_traffic if read else 0) + (scan_traffic if scan else 0)
+    def launch(
+        name: str, total: int, programs: int, scan: bool, flops: int, traffic: int
+    ) -> Launch:
         return Launch(
             name,
             backward_kernel,
             (programs,),
             arguments | {"total": total, "programs": programs},
-            constants | {"READ": read, "SCAN": scan},
+            constants | {"SCAN": scan},
             num_warps=WARPS,
             num_stages=1,
             spacious=True,
             flops=flops,
-            traffic=traffic + (0 if read and scan else passed),
+            traffic=traffic + passed,
         )
 
-    if single:
-        return [launch("ttt_mlp_backward", scans, scans, True, True)], result
+    # One launch for both would have to keep more than the registers hold.
     return [
-        launch("ttt_mlp_read_out_backward", segments, readers, True, False),
-        launch("ttt_mlp_scan_backward", scans, scans, False, True),
+        launch("ttt_mlp_read_out_backward", segments, readers, False, reading, read_traffic),
+        launch("ttt_mlp_scan_backward", scans, scans, True, scanning, scan_traffic),
     ], result
 
 
@@ -352,7 +345,6 @@ def mlp_backward(
 
     Memory beside arguments and results, in floats: R B H M (2 (2 d m + m + d) + K (5 d + 2 m))
     for the state, its gradient and what the two launches exchange, M = ceil(T / K); all padded.
-    Where one launch does all, `save` takes the place of M.
 
     Args:
         grad_output: [R, B, H, T, d] fp32.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tttunet import kernels
 from tttunet.layers.config import TTTConfig
+
+if TYPE_CHECKING:
+    from tttunet.layers.adaptation import Adaptation
 
 #: Standard deviation of the initial inner weights and of the learning rate gate (authors' code).
 INIT_STD = 0.02
@@ -43,7 +48,12 @@ class InnerLoop(nn.Module):
         config: heads, mini-batch, inner model, base learning rate, rotary embedding.
         as_released: see `head_count`.
         bidirectional: scan the tokens in both orders and average.
+
+    Attributes:
+        adaptation: what replaces the training of the inner model at the moment.
     """
+
+    adaptation: Adaptation | None = None
 
     def __init__(
         self,
@@ -69,6 +79,12 @@ class InnerLoop(nn.Module):
             self.W2 = nn.Parameter(torch.randn(heads, hidden, d) * INIT_STD)
             self.b2 = nn.Parameter(torch.zeros(heads, d))
 
+    @property
+    def initial_state(self) -> tuple[Tensor, ...]:
+        """What every sample starts from."""
+        parts = (self.W1, self.b1)
+        return parts if self.config.inner == "linear" else (*parts, self.W2, self.b2)
+
     def forward(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """All arguments and the result are [batch, tokens, D]; x drives the learning rate.
 
@@ -80,27 +96,17 @@ class InnerLoop(nn.Module):
         lr = F.linear(x, self.lr_weight, self.lr_bias).transpose(1, 2)
         position = torch.arange(1, config.mini_batch + 1, device=x.device)
         coefficient = (self.position_offset + 1 / position).clamp_min(0)
-        arguments = (q, k, v, lr, coefficient)
-        norm = (self.norm_weight, self.norm_bias)
-        base_lr, theta, both = config.base_lr, config.rope_theta, self.bidirectional
-        if config.inner == "linear":
-            y = kernels.ttt_linear(
-                *arguments,
-                (self.W1, self.b1),
-                *norm,
-                base_lr=base_lr,
-                rope_theta=theta,
-                bidirectional=both,
-            )
+        settings = {
+            "base_lr": config.base_lr,
+            "rope_theta": config.rope_theta,
+            "bidirectional": self.bidirectional,
+        }
+        if self.adaptation is not None:
+            y = self.adaptation.run(self, (q, k, v), lr, coefficient, settings)
         else:
-            y = kernels.ttt_mlp(
-                *arguments,
-                (self.W1, self.b1, self.W2, self.b2),
-                *norm,
-                base_lr=base_lr,
-                rope_theta=theta,
-                bidirectional=both,
-            )
+            operator: Any = kernels.ttt_linear if config.inner == "linear" else kernels.ttt_mlp
+            norm = (self.norm_weight, self.norm_bias)
+            y = operator(q, k, v, lr, coefficient, self.initial_state, *norm, **settings)
         return y.transpose(1, 2).flatten(-2).to(self.norm_weight.dtype)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tttunet.layers.block import TTTBuildingBlock
+from tttunet.layers.block import PaperMixer, ReleasedMixer, TTTBuildingBlock
 from tttunet.layers.residual import (
     CONV_TRANSPOSE,
     ResidualStage,
@@ -16,6 +17,7 @@ from tttunet.layers.residual import (
     pointwise_conv,
     to_channels_last,
 )
+from tttunet.layers.ttt import InnerLoop
 from tttunet.networks.config import NetworkConfig
 from tttunet.networks.shape import check_input
 
@@ -189,3 +191,19 @@ class TTTUNet(nn.Module):
         """Logits at every decoder resolution, highest first (deep supervision)."""
         check_input(self.config, x)
         return self.decoder(self.encoder(x), all_resolutions=True)
+
+    def token_maps(self, size: Sequence[int]) -> list[tuple[InnerLoop, tuple[int, ...]]]:
+        """The TTT layers whose tokens are positions, with the sizes of their maps.
+
+        Args:
+            size: spatial size of the input, a multiple of `config.total_stride`.
+        """
+        found, shape = [], tuple(size)
+        for stage, stride in zip(self.encoder.stages, self.config.strides, strict=True):
+            shape = tuple(length // step for length, step in zip(shape, stride, strict=True))
+            mixer = stage.ttt
+            if isinstance(mixer, PaperMixer):
+                found.append((mixer.inner, shape))
+            elif isinstance(mixer, ReleasedMixer) and mixer.map_size is None:
+                found.append((mixer.layer.inner, shape))
+        return found

@@ -43,6 +43,22 @@ def test_one_file_to_one_file_with_overlay_and_table(run: Run, tmp_path: Path, i
     assert len(list((tmp_path / "new").iterdir())) == 3
 
 
+def test_the_adaptation_map_is_a_file_of_its_own(run: Run, tmp_path: Path):
+    source = write_png(tmp_path / "cells.png")
+    command = ("segment", source, "-o", tmp_path / "out", "--tile", "32", "--adaptation")
+    ran = run(*command, "image", "--adaptation-map")
+    assert ran.code == 0, ran.err
+    with tifffile.TiffFile(tmp_path / "out" / "cells_adaptation.ome.tif") as tif:
+        assert (tif.series[0].axes, tif.series[0].dtype) == ("CYX", np.float32)
+        before, after = tif.asarray()
+    assert before.shape == (40, 48)
+    assert before.min() > 0
+    assert np.abs(before - after).max() > 0
+    wrong = run(*command, "never", "--overwrite")
+    assert wrong.code == 1
+    assert "There is no adaptation 'never'" in wrong.err
+
+
 def test_folder_and_glob_to_folder(run: Run, tmp_path: Path, instance_model):
     for name in ("a.png", "b.PNG", ".hidden.png", "old_overlay.png"):
         write_png(tmp_path / "plate" / name)
