@@ -7,18 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import (
-    QComboBox,
-    QFormLayout,
-    QHBoxLayout,
-    QLabel,
-    QLineEdit,
-    QToolButton,
-    QWidget,
-)
+from qtpy.QtWidgets import QLabel, QLineEdit, QToolButton, QWidget
 
 from napari_tttunet.axes import data_shape, guess_axes, parse_axes
-from napari_tttunet.widgets import Cleanup, explain
+from napari_tttunet.dock_work import Cleanup
+from napari_tttunet.widgets import combo_box, explain, form_layout, side_by_side, text_label
 from tttunet.errors import ImageError
 
 _ALL = "All channels"
@@ -57,18 +50,11 @@ class ImageChoice(QWidget):
         self._list_layers()
 
     def _build(self) -> None:
-        form = QFormLayout(self)
-        form.setContentsMargins(0, 0, 0, 0)
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
-        self.image = explain(
-            QComboBox(),
+        form = form_layout(self)
+        self.image = combo_box(
             "image",
             "The image to segment. It follows the selected layer until you choose one here.",
         )
-        self.image.setSizeAdjustPolicy(
-            QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
-        )
-        self.image.setMinimumContentsLength(12)
         self.image.activated.connect(self._pick)
         self.pin = explain(
             QToolButton(),
@@ -79,11 +65,7 @@ class ImageChoice(QWidget):
         self.pin.setText("Pin")
         self.pin.setCheckable(True)
         self.pin.toggled.connect(self._follow)
-        row = QHBoxLayout()
-        row.setContentsMargins(0, 0, 0, 0)
-        row.addWidget(self.image, 1)
-        row.addWidget(self.pin)
-        form.addRow("Image", row)
+        form.addRow("Image", side_by_side(self.image, self.pin))
         self.axes_text = explain(
             QLineEdit(),
             "axes",
@@ -92,12 +74,9 @@ class ImageChoice(QWidget):
         )
         self.axes_text.textEdited.connect(self._edited)
         form.addRow("Axes", self.axes_text)
-        self.explanation = explain(QLabel(), "axes_explanation", "Where the axes come from")
-        self.explanation.setWordWrap(True)
+        self.explanation = text_label("axes_explanation", "Where the axes come from")
         form.addRow(self.explanation)
-        self.channel_choice = explain(
-            QComboBox(), "channel", "The channel that shows what is to be found."
-        )
+        self.channel_choice = combo_box("channel", "The channel that shows what is to be found.")
         self.channel_choice.activated.connect(lambda _: self.changed.emit())
         self._channel_label = QLabel("Channel")
         form.addRow(self._channel_label, self.channel_choice)

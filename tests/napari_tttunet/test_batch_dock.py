@@ -108,7 +108,7 @@ def test_one_broken_file_does_not_stop_the_rest(viewer: Any, dock: Any, qtbot: A
     qtbot.waitUntil(lambda: dock.panel.start_button.text() == "Cancel", timeout=PATIENCE)
     assert not dock.form.isEnabled()
     qtbot.waitUntil(lambda: dock.table.count("done") > 0, timeout=PATIENCE)
-    assert "of 4 images" in dock.panel.status.text()
+    assert "of 4 images" in dock.panel.progress.text
     wait_for_end(qtbot, dock)
     found = states(dock)
     assert found.pop("fluorescence_broken") == "failed"
@@ -116,7 +116,7 @@ def test_one_broken_file_does_not_stop_the_rest(viewer: Any, dock: Any, qtbot: A
     row = dock.table.rows[1]
     assert "fluorescence_broken.png" in row.text
     assert all(r.text.endswith("objects") for r in dock.table.rows if r.state == "done")
-    assert dock.panel.status.text().startswith("3 done, 1 failed, in")
+    assert dock.panel.progress.text.startswith("3 done, 1 failed, in")
     assert sorted(p.name for p in (plate / "labels").iterdir()) == sorted(
         f"{name}_labels.ome.tif" for name in NAMES
     )
@@ -173,7 +173,7 @@ def test_cancel_and_resume(make_dock: Any, qtbot: Any, tmp_path: Path):
     done = dock.table.count("done")
     assert 2 <= done < 5
     assert dock.table.count("waiting") == 5 - done
-    assert dock.panel.status.text().startswith("Stopped")
+    assert dock.panel.progress.text.startswith("Stopped")
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "plate" / "labels").iterdir()}
     assert len(times) in (done, done + 1)  # one may have been written when it was stopped
 
@@ -230,14 +230,14 @@ def test_yaml_of_the_dock_runs_on_the_command_line(
     qtbot.waitUntil(lambda: dock.form.preview.text().endswith("_seg.nrrd"), timeout=PATIENCE)
 
     click(qtbot, dock, "batch_copy")
-    assert "Save the batch as YAML first" in dock.error.text
+    assert "Save the batch as YAML first" in dock.message.text
     click(qtbot, dock, "batch_save")
     dialog = widget(dock, "fileDialog")
     assert isinstance(dialog, QFileDialog)
     dialog.selectFile(str(tmp_path / "plan.yaml"))
     dialog.accept()
     qtbot.waitUntil((tmp_path / "plan.yaml").exists, timeout=PATIENCE)
-    qtbot.waitUntil(lambda: "Saved" in dock.panel.status.text(), timeout=PATIENCE)
+    qtbot.waitUntil(lambda: "Saved" in dock.panel.progress.text, timeout=PATIENCE)
     click(qtbot, dock, "batch_copy")
     command = QGuiApplication.clipboard().text()
     assert command == f"tttunet batch {tmp_path}/plan.yaml"
@@ -304,10 +304,10 @@ def test_files_are_dropped_removed_and_judged(dock: Any, qtbot: Any, plate: Path
     # A file that vanishes does not stop the others, and nothing at all is an error.
     shutil.rmtree(plate)
     click(qtbot, dock, "batch_start")
-    qtbot.waitUntil(lambda: "None of the files" in dock.error.text, timeout=PATIENCE)
+    qtbot.waitUntil(lambda: "None of the files" in dock.message.text, timeout=PATIENCE)
     dock.clear()
     dock.add_open_images()
-    assert "opened from a file" in dock.error.text
+    assert "opened from a file" in dock.message.text
 
 
 def test_offered_formats_are_those_of_the_core():
