@@ -21,6 +21,7 @@ from napari_tttunet.batch_table import (
     FileRow,
     find_files,
     label_name,
+    results_folder,
 )
 from napari_tttunet.dock_work import Background, Running, ask_for_path, delayed, read_library
 from napari_tttunet.session import session
@@ -114,7 +115,6 @@ class BatchDock(DropMixin, QWidget):
             self.open_plan(paths[0])
             return
         self._inputs += [path for path in paths if path not in self._inputs]
-        self._propose_output(paths[0])
         self.refresh()
 
     def add_open_images(self) -> None:
@@ -123,7 +123,7 @@ class BatchDock(DropMixin, QWidget):
         for layer in self.viewer.layers:
             own = layer.metadata.get("tttunet") if hasattr(layer, "metadata") else None
             path = layer.source.path or (own or {}).get("path")
-            if hasattr(layer, "rgb") and path and Path(path).is_file():
+            if hasattr(layer, "rgb") and path and Path(path).exists():
                 found.append(str(path))
         if found:
             self.add_inputs(list(dict.fromkeys(found)))
@@ -155,32 +155,31 @@ class BatchDock(DropMixin, QWidget):
         self._shown += 1
         fields, inputs = self.form.fields(), list(self._inputs)
 
-        def look() -> tuple[list[FileRow], str]:
+        def look() -> tuple[list[FileRow], str, str]:
             rows = find_files(inputs, fields["ending"])
+            output = results_folder(inputs[0]) if inputs else ""
             first = next((row.path for row in rows if row.state == "waiting"), "")
-            name = label_name(first, fields["ending"], fields["format"]) if first else ""
-            return rows, f"{Path(first).name} gives {name}" if first else ""
+            if not first:
+                return rows, "", output
+            name = label_name(first, fields["ending"], fields["format"])
+            return rows, f"{Path(first).name} gives {name}", output
 
         self._background.run(look, partial(self._show_files, self._shown), self._background_failed)
 
-    def _show_files(self, number: int, found: tuple[list[FileRow], str]) -> None:
+    def _show_files(self, number: int, found: tuple[list[FileRow], str, str]) -> None:
         if number != self._shown or self._run.busy:
             return  # the user has gone on meanwhile
-        rows, preview = found
+        rows, preview, output = found
         self.table.reset(rows)
-        self.form.preview.setText(preview)
+        self.form.show_preview(preview)
+        if self._own_output and not self.form.output.text():
+            self.form.output.setText(output)
         self.message.clear()
         self._update()
 
     def _background_failed(self, error: Exception) -> None:
         self.message.tell_error(error)
         self._update()
-
-    def _propose_output(self, path: str) -> None:
-        if self._own_output and not self.form.output.text():
-            first = Path(path)
-            folder = first if first.is_dir() else first.parent
-            self.form.output.setText(str(folder / "labels"))
 
     def _output_edited(self, text: str) -> None:
         self._own_output = not text

@@ -13,8 +13,10 @@ from napari_tttunet.widgets import (
     FoldingSection,
     choose,
     combo_box,
+    device_name,
     explain,
     form_layout,
+    show_text,
     side_by_side,
     text_label,
 )
@@ -169,6 +171,10 @@ class BatchForm(QWidget):
             self._settings.save_soon()
         self.changed.emit()
 
+    def show_preview(self, text: str) -> None:
+        """Show what a name becomes; it may be broken where it has underscores."""
+        show_text(self.preview, text.replace("_", "_\u200b"))
+
     def show_models(self, models: list[dict[str, Any]]) -> None:
         """Offer the models that can be used; the chosen one stays."""
         chosen = self.model.currentData() or self._settings.get("batch.model", "nuclei")
@@ -183,13 +189,12 @@ class BatchForm(QWidget):
     def show_devices(self, about: Mapping[str, Any]) -> None:
         """Offer the devices that the worker has; only the sure ones before it ever started."""
         chosen = self.device.currentData() or self._settings.get("batch.device", "auto")
-        names = about.get("device_names", {})
         used = about.get("device")
         self.device.blockSignals(True)
         self.device.clear()
-        self.device.addItem(f"Automatic{f': {names.get(used, used)}' if used else ''}", "auto")
+        self.device.addItem(f"Automatic{f': {device_name(used, about)}' if used else ''}", "auto")
         for device in about.get("devices", ["cpu"]):
-            self.device.addItem(names.get(device, device.upper()), device)
+            self.device.addItem(device_name(device, about), device)
         choose(self.device, chosen, add=chosen != "auto")
         self.device.blockSignals(False)
 

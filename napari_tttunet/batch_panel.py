@@ -39,7 +39,7 @@ _SOURCES = (
 )
 _AFTER = (
     ("Open results", "batch_open_output", "Show the results in the file manager."),
-    ("Copy as command line", "batch_copy", "Copy the command that does the same in a terminal."),
+    ("Copy command line", "batch_copy", "Copy the command that does the same in a terminal."),
     (
         "Save as YAML...",
         "batch_save",

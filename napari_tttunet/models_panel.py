@@ -27,7 +27,6 @@ from napari_tttunet.widgets import (
     button_grid,
     explain,
     form_layout,
-    side_by_side,
     text_label,
 )
 
@@ -124,7 +123,7 @@ class ImportForm(QWidget):
         )
         self.configuration.setPlaceholderText("as the checkpoint says")
         self.go = explain(QPushButton("Import"), "models_import_go", "Check it and add it.")
-        self.stop = explain(QPushButton("Do not"), "models_import_stop", "Import nothing.")
+        self.stop = explain(QPushButton("Do not import"), "models_import_stop", "Import nothing.")
         self._form = form_layout(self)
         self._form.addRow(self.what)
         self._form.addRow("Name", self.name)
@@ -132,7 +131,7 @@ class ImportForm(QWidget):
         self._form.addRow("Licence", self.licence)
         self._form.addRow("Configuration", self.configuration)
         self._form.addRow(self.replace)
-        self._form.addRow(side_by_side(self.go, self.stop))
+        self._form.addRow(button_grid([self.go, self.stop]))
         self.hide()
 
     def ask(self, source: str, convert: bool) -> None:
@@ -235,7 +234,7 @@ class ModelsPanel(QWidget):
         column = QVBoxLayout(self.confirm)
         column.setContentsMargins(0, 0, 0, 0)
         column.addWidget(self.confirm_text)
-        column.addLayout(side_by_side(self.delete, self.keep))
+        column.addLayout(button_grid([self.delete, self.keep]))
         self.confirm.hide()
         self.importing = ImportForm()
         self.downloading = DownloadForm()

@@ -32,7 +32,7 @@ def view_bounds(viewer: Any, layer: Any, axes: str, planes: str = "all") -> Boun
     bounds = dict(enumerate(full_bounds(shape)))
     if planes == "current":
         bounds |= _current_planes(viewer, layer, axes)
-    shown = _displayed(viewer, layer)
+    shown = displayed_axes(viewer, layer)
     if viewer.dims.ndisplay == 2 and len(shown) == 2:
         low, high = _canvas_world(viewer)
         factors = world_factors(viewer, layer)[shown]
@@ -98,7 +98,7 @@ def _around(viewer: Any, shapes: Any, index: int, layer: Any, axes: str, planes:
 
 def _current_planes(viewer: Any, layer: Any, axes: str) -> dict[int, tuple[int, int]]:
     point = np.array(viewer.dims.point, float)[-layer.ndim :]
-    return _planes_at(viewer, layer, axes, point, _displayed(viewer, layer))
+    return _planes_at(viewer, layer, axes, point, displayed_axes(viewer, layer))
 
 
 def _planes_at(
@@ -118,7 +118,7 @@ def _planes_at(
     return {axis: found for axis, found in planes.items() if axes[axis] != "C"}
 
 
-def _displayed(viewer: Any, layer: Any) -> list[int]:
+def displayed_axes(viewer: Any, layer: Any) -> list[int]:
     """The layer's axes that the canvas shows; layers are lined up at their last axes."""
     shift = layer.ndim - viewer.dims.ndim
     return [axis + shift for axis in sorted(viewer.dims.displayed) if axis + shift >= 0]

@@ -21,10 +21,10 @@ from napari_tttunet.model_card import summary_html
 from napari_tttunet.result_layers import accept, is_accepted
 from napari_tttunet.segment_image import ImageChoice
 from napari_tttunet.segment_run import Choices, Finished, SegmentRun, chosen_parts
-from napari_tttunet.segment_view import SegmentView
+from napari_tttunet.segment_view import ALL_IS_SEEN, SegmentView
 from napari_tttunet.session import session
 from napari_tttunet.settings import Settings
-from napari_tttunet.widgets import Scrolling, duration, memory
+from napari_tttunet.widgets import Scrolling, duration, memory, show_text
 from tttunet.engine import messages
 from tttunet.errors import ImageError, TTTUNetError
 
@@ -107,7 +107,10 @@ class SegmentDock(QWidget):
         for emitter in (layers.events.inserted, layers.events.removed):
             self._cleanup.connect(emitter, self._layers_changed)
         self._cleanup.connect(layers.selection.events.active, self._active_changed)
-        self._cleanup.connect(self.viewer.dims.events.point, self._moved)
+        dims = self.viewer.dims.events
+        self._cleanup.connect(dims.point, self._moved)
+        for emitter in (dims.ndisplay, dims.order):
+            self._cleanup.connect(emitter, self._show_state)
         session().models_changed.connect(self.read_models)
         self._layers_changed()
 
@@ -185,10 +188,10 @@ class SegmentDock(QWidget):
         if self.view.planes_choice == "current":
             self._estimate_timer.start()
 
-    def _show_state(self) -> None:
+    def _show_state(self, *_: Any) -> None:
         """What can be pressed, what is shown, and what will happen."""
         view, entry, image = self.view, self.entry, self.image
-        view.show_dimensions(entry, image)
+        view.show_dimensions(entry, image, self._in_3d)
         ready = bool(entry and image.layer is not None and image.axes)
         view.show_running(self.run.running, ready)
         file = _file(image.layer)
@@ -197,17 +200,17 @@ class SegmentDock(QWidget):
         if self.run.running:
             return
         if image.layer is None:
-            view.need.setText("Open an image to begin: File > Open, or File > Open Sample.")
+            need = "Open an image to begin: File > Open, or File > Open Sample."
         elif not self.models:
-            view.need.setText("Reading the list of models…")
+            need = "Reading the list of models..."
         elif not entry:
-            view.need.setText("There is no model that works: import one in the Models dock.")
+            need = "There is no model that works: import one in the Models dock."
         elif not image.axes:
-            view.need.setText("Correct the axes to go on.")
+            need = "Correct the axes to go on."
         else:
-            view.need.setText("")
+            need = ""
             self._estimate_timer.start()
-        view.need.setVisible(bool(view.need.text()))
+        show_text(view.need, need)
 
     def choices(self, where: str = "") -> Choices:
         """What the controls say.
@@ -256,8 +259,7 @@ class SegmentDock(QWidget):
         try:
             request = self.choices().estimate()
         except ImageError as error:
-            self.view.need.setText(str(error))
-            self.view.need.show()
+            show_text(self.view.need, str(error))
             return
         # One that runs already is left to end: it takes no time.
         if self._estimate is not None and self._estimate.state == "waiting":
@@ -268,8 +270,7 @@ class SegmentDock(QWidget):
         if job is not self._estimate or self.run.running:
             return
         if isinstance(event, messages.Failed) and event.problem == "input":
-            self.view.need.setText(f"{event.message} {event.hint}".strip())
-            self.view.need.show()
+            show_text(self.view.need, f"{event.message} {event.hint}".strip())
         if not isinstance(event, messages.Done):
             return
         need = event.result
@@ -280,8 +281,7 @@ class SegmentDock(QWidget):
             text += f" ({need['tiles']} tiles)"
         if not need["fits"]:
             text += f"; only {memory(need['available'])} are free, so smaller tiles will be used"
-        self.view.need.setText(text + ".")
-        self.view.need.show()
+        show_text(self.view.need, text + ".")
 
     def _heard_hello(self, job: Any, event: Any) -> None:
         if isinstance(event, messages.Done):
@@ -306,7 +306,7 @@ class SegmentDock(QWidget):
             return
         if self._estimate is not None and self._estimate.state == "waiting":
             self._estimate.cancel()
-        self.view.result.clear()
+        show_text(self.view.result, "")
         self.run.start(choices)
         self.view.progress.report("waiting for the engine")
         self._activity.report("waiting for the engine", 0.0)
@@ -315,6 +315,12 @@ class SegmentDock(QWidget):
     def segment_view(self) -> None:
         """Segment what the canvas shows."""
         self.segment("view")
+        if self.run.running and self._in_3d:
+            self.view.message.tell("info", ALL_IS_SEEN)
+
+    @property
+    def _in_3d(self) -> bool:
+        return bool(self.viewer.dims.ndisplay == 3)
 
     def _decode(self) -> None:
         if self.run.can_decode and not self.run.running:
@@ -341,7 +347,7 @@ class SegmentDock(QWidget):
         text = f"{count} {many}{when}"
         if done.again:
             text += ", thresholds changed"
-        self.view.result.setText(text)
+        show_text(self.view.result, text)
         if count == 0:
             self.view.message.tell(
                 "info",
@@ -369,13 +375,14 @@ class SegmentDock(QWidget):
     def copy_command(self) -> None:
         """Put a command that does the same on the clipboard."""
         from tttunet.engine.batch import command_line
+        from tttunet.inference.files import expand_inputs
 
         try:
             choices = self.choices("whole")
+            (file,) = map(str, expand_inputs([_file(choices.layer)]))
         except ImageError as error:
-            self.view.message.tell("error", error.message, error.hint)
+            self.view.message.tell_error(error)
             return
-        file = _file(choices.layer)
         folder = file.rpartition("/")[0] or "."
         text = command_line(choices.request(file), folder) or ""
         QGuiApplication.clipboard().setText(text)
@@ -428,15 +435,16 @@ class SegmentDock(QWidget):
         objects = self._objects[1]
         count = len(objects.numbers)
         if not count:
-            self.view.result.setText("There are no objects to check.")
+            show_text(self.view.result, "There are no objects to check.")
             return
         self._at = (self._at + by) % count
         number = int(objects.numbers[self._at])
         look_at(self.viewer, layer, objects.centres[self._at])
         layer.selected_label = number
-        self.view.result.setText(
+        show_text(
+            self.view.result,
             f"Object {number}: {self._at + 1} of {count} to check, "
-            f"{int(objects.sizes[self._at])} pixels"
+            f"{int(objects.sizes[self._at])} pixels",
         )
 
 

@@ -18,7 +18,14 @@ from qtpy.QtWidgets import (
 
 from napari_tttunet.layers import levels, suggest_level
 from napari_tttunet.settings import Settings
-from napari_tttunet.widgets import combo_box, explain, form_layout, side_by_side, text_label
+from napari_tttunet.widgets import (
+    combo_box,
+    device_name,
+    explain,
+    form_layout,
+    side_by_side,
+    text_label,
+)
 from tttunet.errors import ImageError
 
 #: Per threshold of the decoding: label, tooltip, lowest and highest value, whole numbers.
@@ -196,7 +203,8 @@ class MoreOptions(QWidget):
         if about:
             chosen = self.device.currentData()
             device = about.get("device", "cpu") if chosen == "auto" else chosen
-            threads = f", {about['threads']} threads" if device == "cpu" else ""
+            count = about.get("threads", 1)
+            threads = f", {count} thread{'s' * (count != 1)}" if device == "cpu" else ""
             self.used.setText(f"Will run on {device_name(device, about)}{threads}")
 
     def set_layer(self, layer: Any, axes: str) -> None:
@@ -213,11 +221,6 @@ class MoreOptions(QWidget):
             self.level.setCurrentIndex(suggest_level(layer, axes))
         except (ImageError, ValueError):
             self.level.setCurrentIndex(0)
-
-
-def device_name(device: str, about: Mapping[str, Any]) -> str:
-    """`CPU`, or the name of a graphics card."""
-    return about.get("device_names", {}).get(device) or device.upper()
 
 
 class NumberSlider(QWidget):

@@ -14,7 +14,7 @@ from napari_tttunet.axes import data_shape
 from napari_tttunet.dock_work import Background
 from napari_tttunet.geometry import Bounds, full_bounds, scale_bounds
 from napari_tttunet.layers import LabelGrid, image_fields, label_grid, layer_array, levels
-from napari_tttunet.regions import plane_bounds, shape_bounds, view_bounds
+from napari_tttunet.regions import displayed_axes, plane_bounds, shape_bounds, view_bounds
 from napari_tttunet.result_layers import (
     Composed,
     MapImages,
@@ -136,8 +136,14 @@ def chosen_parts(
     else:
         parts = [full_bounds(data_shape(layer))]
     if planes == "current":
-        here = plane_bounds(viewer, layer, axes)
         moving = "T" if dim == 3 else "TZ"
+        shape, shown = data_shape(layer), displayed_axes(viewer, layer)
+        if any(axes[axis] in moving and shape[axis] > 1 for axis in shown):
+            raise ImageError(
+                "The viewer shows several slices at once, so none of them is 'this slice'.",
+                "Switch it back to 2D, or choose all slices and frames.",
+            )
+        here = plane_bounds(viewer, layer, axes)
         parts = [
             tuple(
                 at if letter in moving and at[1] - at[0] == 1 else along

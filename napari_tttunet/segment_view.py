@@ -28,12 +28,15 @@ from napari_tttunet.widgets import (
     combo_box,
     explain,
     form_layout,
+    show_text,
     side_by_side,
     text_label,
 )
 
 _WHERE = (("Whole image", "whole"), ("What I see now", "view"), ("Rectangles I drew", "shapes"))
 _PLANES = (("All slices and frames", "all"), ("Only this slice", "current"))
+#: What 'What I see now' means where the viewer shows a volume.
+ALL_IS_SEEN = "In the 3D view, all of the image counts as seen."
 _TIPS = {
     "accept": "Mark these labels as right: they get a tick and are never replaced.",
     "next_object": "Go to the next object to check; those of unusual size come first.",
@@ -86,6 +89,7 @@ class SegmentView(QWidget):
         layout.addWidget(self.progress)
         layout.addWidget(self.message)
         self.result = text_label("result", "What was found")
+        self.result.hide()
         layout.addWidget(self.result)
         self.adjust = FoldingSection(
             "Adjust the result",
@@ -162,7 +166,7 @@ class SegmentView(QWidget):
         self.checking = QWidget()
         self.previous = explain(QPushButton("Previous"), "previous_object")
         self.next = explain(QPushButton("Next"), "next_object")
-        self.toggle = explain(QPushButton("Hide"), "toggle_labels")
+        self.toggle = explain(QPushButton("Show/hide"), "toggle_labels")
         self.accept = explain(QPushButton("Accept"), "accept")
         row = side_by_side(self.previous, self.next, self.toggle, self.accept, stretch=0)
         row.setSpacing(4)
@@ -216,7 +220,9 @@ class SegmentView(QWidget):
             place = layers.index(chosen) if chosen in layers else len(layers) - 1
             self.shapes.setCurrentIndex(place)
 
-    def show_dimensions(self, entry: Mapping[str, Any], image: ImageChoice) -> None:
+    def show_dimensions(
+        self, entry: Mapping[str, Any], image: ImageChoice, in_3d: bool = False
+    ) -> None:
         """Say how slices and frames are taken, and offer the choices that make sense."""
         slices, frames = image.size_of("Z"), image.size_of("T")
         text = ""
@@ -228,8 +234,9 @@ class SegmentView(QWidget):
                 text = "3D model, but the image has no Z axis: choose a 2D model."
         if frames > 1:
             text += f" {frames} time points, one by one."
-        self.dimensions.setText(text.strip())
-        self.dimensions.setVisible(bool(text))
+        if self.where_choice == "view" and in_3d:
+            text += f" {ALL_IS_SEEN}"
+        show_text(self.dimensions, text.strip())
         several = frames > 1 or (slices > 1 and entry.get("dim") != 3)
         self.planes.setVisible(several)
         self._planes_label.setVisible(several)

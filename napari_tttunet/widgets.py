@@ -5,7 +5,7 @@ Qt only; what docks do in the background is in `dock_work`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from qtpy.QtCore import QSize, Qt
@@ -64,6 +64,11 @@ def plain_hint(hint: str) -> str:
     return hint.replace(" (--name)", "").replace("--output", "folder")
 
 
+def device_name(device: str, about: Mapping[str, Any]) -> str:
+    """`CPU`, or the name of a graphics card; `about` is the engine's."""
+    return about.get("device_names", {}).get(device) or device.upper()
+
+
 # Controls
 
 
@@ -84,6 +89,12 @@ def text_label(name: str, tooltip: str = "", text: str = "") -> QLabel:
     label.setWordWrap(True)
     label.setSizePolicy(_POLICY.Ignored, _POLICY.Minimum)
     return label
+
+
+def show_text(label: QLabel, text: str) -> None:
+    """Show a text; without one there is no gap either."""
+    label.setText(text)
+    label.setVisible(bool(text))
 
 
 def combo_box(name: str, tooltip: str, choices: Iterable[tuple[str, Any]] = ()) -> QComboBox:
@@ -326,8 +337,7 @@ class ProgressLine(QWidget):
 
     def say(self, text: str) -> None:
         """Show another text; the bar stays as it is."""
-        self.label.setText(text)
-        self.label.setVisible(bool(text))
+        show_text(self.label, text)
         self.setVisible(bool(text) or not self._moving.isHidden())
 
     def finish(self, text: str = "") -> None:

@@ -31,11 +31,12 @@ class Batch(StrictModel):
 
     Attributes:
         version: of this format.
-        inputs: files, folders and globs.
+        inputs: files, folders and globs; a folder of DICOM slices is one image.
         output: folder of the results; for a single image also the name of the label file.
         model: name or path.
         ending: what the names of label files end in.
-        format: of the label files; `auto` keeps NIfTI, NRRD and MHA, and makes OME-TIFF of others.
+        format: of the label files; `auto` keeps NIfTI, NRRD and MHA, makes NRRD of DICOM, and
+            OME-TIFF of others.
         overlay: write a picture with outlines.
         table: write a table of the objects.
         axes: one letter per dimension, if the files do not say it.
