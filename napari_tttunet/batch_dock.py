@@ -14,7 +14,7 @@ from qtpy.QtGui import QDesktopServices, QGuiApplication
 from qtpy.QtWidgets import QFileDialog, QWidget
 
 from napari_tttunet.batch_panel import BatchPanel
-from napari_tttunet.batch_results import load_result, segment_command
+from napari_tttunet.batch_results import load_result
 from napari_tttunet.batch_table import (
     OVER,
     DropMixin,
@@ -339,7 +339,9 @@ class BatchDock(DropMixin, QWidget):
     # The batch as a file or command
 
     def copy_command(self) -> None:
-        """Put the command that does the same into the clipboard."""
+        """Put the command that does the same on the clipboard."""
+        from tttunet.engine.batch import segment_command
+
         plan = self.plan()
         if self._saved is not None and self._saved[1] == plan:
             command: str | None = shlex.join(["tttunet", "batch", self._saved[0]])

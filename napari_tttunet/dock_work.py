@@ -56,20 +56,25 @@ class Cleanup:
     """What must be undone when a widget goes, whoever destroys it.
 
     Args:
-        widget: its `destroyed` calls everything; nothing here refers to the widget.
+        widget: its `destroyed` calls everything; nothing here refers to the widget. None: only
+            `close` does.
     """
 
-    def __init__(self, widget: QWidget) -> None:
+    def __init__(self, widget: QWidget | None = None) -> None:
         self._calls: list[Callable[[], object]] = []
-        widget.destroyed.connect(lambda *_: self.close())
+        if widget is not None:
+            widget.destroyed.connect(lambda *_: self.close())
 
     def add(self, call: Callable[[], object]) -> None:
         self._calls.append(call)
 
-    def connect(self, emitter: Any, callback: Callable[..., Any]) -> None:
-        """Connect to an event of napari, until the widget goes."""
-        emitter.connect(callback)
-        self.add(lambda: emitter.disconnect(callback))
+    def connect(self, emitter: Any, method: Callable[..., Any]) -> None:
+        """Connect a method of a widget to an event of napari, until the widget goes."""
+        # Not the method itself: to find it again, napari would compare widgets that are gone,
+        # which PyQt answers with an error.
+        call = weakly(method)
+        emitter.connect(call)
+        self.add(lambda: emitter.disconnect(call))
 
     def close(self) -> None:
         """Undo all, in the reverse order; a second call does nothing."""

@@ -101,15 +101,7 @@ class ImportForm(QWidget):
         self.source = ""
         self.convert = False
         self.what = text_label("models_import_source")
-        self.name = explain(
-            QLineEdit(), "models_import_name", "What the model is called in your library."
-        )
-        self.name.setPlaceholderText("as the model says")
-        self.replace = explain(
-            QCheckBox("Replace the model of that name"),
-            "models_import_replace",
-            "Otherwise a model that you have is never changed.",
-        )
+        self.name, self.replace = _name_and_replace("models_import")
         self.title = explain(
             QLineEdit(), "models_import_title", "One line about the model, for its card."
         )
@@ -178,15 +170,7 @@ class DownloadForm(QWidget):
             "the page and the connection.",
         )
         self.sha256.setPlaceholderText("optional")
-        self.name = explain(
-            QLineEdit(), "models_download_name", "What the model is called in your library."
-        )
-        self.name.setPlaceholderText("as the model says")
-        self.replace = explain(
-            QCheckBox("Replace the model of that name"),
-            "models_download_replace",
-            "Otherwise a model that you have is never changed.",
-        )
+        self.name, self.replace = _name_and_replace("models_download")
         self.go = explain(
             QPushButton("Download"),
             "models_download",
@@ -198,6 +182,20 @@ class DownloadForm(QWidget):
         form.addRow("Name", self.name)
         form.addRow(self.replace)
         form.addRow(self.go)
+
+
+def _name_and_replace(prefix: str) -> tuple[QLineEdit, QCheckBox]:
+    """What is asked of every model that comes in."""
+    name: QLineEdit = explain(
+        QLineEdit(), f"{prefix}_name", "What the model is called in your library."
+    )
+    name.setPlaceholderText("as the model says")
+    replace: QCheckBox = explain(
+        QCheckBox("Replace the model of that name"),
+        f"{prefix}_replace",
+        "Otherwise a model that you have is never changed.",
+    )
+    return name, replace
 
 
 class ModelsPanel(QWidget):

@@ -40,13 +40,13 @@ class ImageChoice(QWidget):
         self._axes = ""
         self._as_rgb = True
         self._typed: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
-        self._watched: Any = None
+        self._watching = Cleanup()
         self._build()
         layers = viewer.layers
         for emitter in (layers.events.inserted, layers.events.removed, layers.events.reordered):
             cleanup.connect(emitter, self._list_layers)
         cleanup.connect(layers.selection.events.active, self._follow)
-        cleanup.add(self._unwatch)
+        cleanup.add(self._watching.close)
         self._list_layers()
 
     def _build(self) -> None:
@@ -138,23 +138,14 @@ class ImageChoice(QWidget):
     def _choose(self, layer: Any) -> None:
         if layer is self.layer:
             return
-        self._unwatch()
+        self._watching.close()
         self.layer = layer
         if layer is not None:
-            self._watched = layer
             for name in ("data", "axis_labels", "units", "scale"):
                 if hasattr(layer.events, name):
-                    getattr(layer.events, name).connect(self._show)
-            layer.events.name.connect(self._renamed)
+                    self._watching.connect(getattr(layer.events, name), self._show)
+            self._watching.connect(layer.events.name, self._renamed)
         self._show()
-
-    def _unwatch(self) -> None:
-        layer, self._watched = self._watched, None
-        if layer is not None:
-            for name in ("data", "axis_labels", "units", "scale"):
-                if hasattr(layer.events, name):
-                    getattr(layer.events, name).disconnect(self._show)
-            layer.events.name.disconnect(self._renamed)
 
     def _renamed(self, *_: Any) -> None:
         for i in range(self.image.count()):
