@@ -26,6 +26,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_tttunet.dock_work import delayed
 from napari_tttunet.settings import Settings
 from tttunet.errors import TTTUNetError
 
@@ -248,6 +249,7 @@ class MessageLabel(QFrame):
         for widget in (self.label, self.more, self.details):
             layout.addWidget(widget)
         self.kind = ""
+        self._told = delayed(self, 0, self._scroll_here)
         self.clear()
 
     @property
@@ -279,6 +281,14 @@ class MessageLabel(QFrame):
         self.more.setChecked(False)
         self.details.setVisible(False)
         self.show()
+        self._told.start()  # when it has its place
+
+    def _scroll_here(self) -> None:
+        above = self.parentWidget()
+        while above is not None and not isinstance(above, Scrolling):
+            above = above.parentWidget()
+        if above is not None and self.kind:
+            above.ensureWidgetVisible(self)
 
     def tell_error(self, error: Exception) -> None:
         """Show what went wrong."""
