@@ -9,28 +9,24 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QModelIndex, QTimer, QUrl
+from qtpy.QtCore import QModelIndex, QUrl
 from qtpy.QtGui import QDesktopServices, QGuiApplication
 from qtpy.QtWidgets import QFileDialog, QWidget
 
 from napari_tttunet.batch_panel import BatchPanel
-from napari_tttunet.batch_results import load_result, segment_command
+from napari_tttunet.batch_results import load_result
 from napari_tttunet.batch_table import (
     OVER,
     DropMixin,
     FileRow,
     find_files,
     label_name,
+    results_folder,
 )
-from napari_tttunet.dock_parts import (
-    Background,
-    Running,
-    ask_for_path,
-    duration,
-    scrolled,
-)
+from napari_tttunet.dock_work import Background, Running, ask_for_path, delayed, read_library
 from napari_tttunet.session import session
 from napari_tttunet.settings import Settings
+from napari_tttunet.widgets import Scrolling, duration
 from tttunet.engine import messages
 
 if TYPE_CHECKING:
@@ -64,14 +60,11 @@ class BatchDock(DropMixin, QWidget):
         self._before, self._place = 0, (0, 1)
         self.panel = BatchPanel(self._settings)
         self.table, self.form = self.panel.table, self.panel.form
-        self.error = self.panel.error
+        self.message = self.panel.message
         self.on_drop = self.add_inputs
         self.setAcceptDrops(True)
-        scrolled(self.panel, self)
-        self._timer = QTimer(self)
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(_TYPING)
-        self._timer.timeout.connect(self.refresh)
+        Scrolling(self.panel, self)
+        self._timer = delayed(self, _TYPING, self.refresh)
         self._connect()
         session().models_changed.connect(self.load_models)
         self.load_models()
@@ -122,7 +115,6 @@ class BatchDock(DropMixin, QWidget):
             self.open_plan(paths[0])
             return
         self._inputs += [path for path in paths if path not in self._inputs]
-        self._propose_output(paths[0])
         self.refresh()
 
     def add_open_images(self) -> None:
@@ -131,13 +123,15 @@ class BatchDock(DropMixin, QWidget):
         for layer in self.viewer.layers:
             own = layer.metadata.get("tttunet") if hasattr(layer, "metadata") else None
             path = layer.source.path or (own or {}).get("path")
-            if hasattr(layer, "rgb") and path and Path(path).is_file():
+            if hasattr(layer, "rgb") and path and Path(path).exists():
                 found.append(str(path))
         if found:
             self.add_inputs(list(dict.fromkeys(found)))
         else:
-            self.error.show_error(
-                "No image layer was opened from a file.", "Save the image first, or add its file."
+            self.message.tell(
+                "error",
+                "No image layer was opened from a file.",
+                "Save the image first, or add its file.",
             )
 
     def remove_rows(self, numbers: list[int]) -> None:
@@ -151,7 +145,7 @@ class BatchDock(DropMixin, QWidget):
         if self._own_output:
             self.form.output.clear()
         self.panel.tell("")
-        self.error.hide()
+        self.message.clear()
         self.refresh()
 
     def refresh(self) -> None:
@@ -161,45 +155,38 @@ class BatchDock(DropMixin, QWidget):
         self._shown += 1
         fields, inputs = self.form.fields(), list(self._inputs)
 
-        def look() -> tuple[list[FileRow], str]:
+        def look() -> tuple[list[FileRow], str, str]:
             rows = find_files(inputs, fields["ending"])
+            output = results_folder(inputs[0]) if inputs else ""
             first = next((row.path for row in rows if row.state == "waiting"), "")
-            name = label_name(first, fields["ending"], fields["format"]) if first else ""
-            return rows, f"{Path(first).name} gives {name}" if first else ""
+            if not first:
+                return rows, "", output
+            name = label_name(first, fields["ending"], fields["format"])
+            return rows, f"{Path(first).name} gives {name}", output
 
         self._background.run(look, partial(self._show_files, self._shown), self._background_failed)
 
-    def _show_files(self, number: int, found: tuple[list[FileRow], str]) -> None:
+    def _show_files(self, number: int, found: tuple[list[FileRow], str, str]) -> None:
         if number != self._shown or self._run.busy:
             return  # the user has gone on meanwhile
-        rows, preview = found
+        rows, preview, output = found
         self.table.reset(rows)
-        self.form.preview.setText(preview)
-        self.error.hide()
+        self.form.show_preview(preview)
+        if self._own_output and not self.form.output.text():
+            self.form.output.setText(output)
+        self.message.clear()
         self._update()
 
     def _background_failed(self, error: Exception) -> None:
-        self.error.show_exception(error)
+        self.message.tell_error(error)
         self._update()
-
-    def _propose_output(self, path: str) -> None:
-        if self._own_output and not self.form.output.text():
-            first = Path(path)
-            folder = first if first.is_dir() else first.parent
-            self.form.output.setText(str(folder / "labels"))
 
     def _output_edited(self, text: str) -> None:
         self._own_output = not text
 
     def load_models(self) -> None:
         """Read the library, in the background."""
-
-        def read() -> list[dict[str, Any]]:
-            from tttunet.engine.library import library
-
-            return library()
-
-        self._background.run(read, self.form.show_models, self._background_failed)
+        self._background.run(read_library, self.form.show_models, self._background_failed)
 
     # Running
 
@@ -218,7 +205,9 @@ class BatchDock(DropMixin, QWidget):
         """Look the files up again and segment all of them."""
         fields = self.form.fields()
         if not fields["output"]:
-            self.error.show_error("There is no folder for the results.", "Choose it at 'Save in'.")
+            self.message.tell(
+                "error", "There is no folder for the results.", "Choose it at 'Save in'."
+            )
             self.form.output.setFocus()
             return
         self.panel.start_button.setEnabled(False)
@@ -241,9 +230,9 @@ class BatchDock(DropMixin, QWidget):
         return [row.path for row in self.table.rows if row.state == "failed" and row.labels]
 
     def _begin(self, paths: list[str]) -> None:
-        self.error.hide()
+        self.message.clear()
         if not paths:
-            self.error.show_error("None of the files can be read.", "Add other images.")
+            self.message.tell("error", "None of the files can be read.", "Add other images.")
             self._update()
             return
         self._settings.set("batch.unfinished", self.plan())
@@ -252,7 +241,7 @@ class BatchDock(DropMixin, QWidget):
         self._started, self._begun = time.monotonic(), None
         self._before = self.table.count("done", "failed")
         self._run.job = None
-        self.panel.tell("Waiting for the engine")
+        self.panel.move_to(0.0, "Waiting for the engine")
         self._run.job = session().engine.request(messages.Batch(plan), self._run.on_event)
         self._update()
 
@@ -291,7 +280,6 @@ class BatchDock(DropMixin, QWidget):
         place = self.table.running
         part = rows[place].fraction if place is not None else 0.0
         over = self.table.count(*OVER)
-        self.panel.progress.setValue(round(1000 * (over + part) / max(1, len(rows))))
         text = f"{over} of {len(rows)} images"
         # Files that are skipped take no time and say nothing about that of the others.
         worked = self.table.count("done", "failed") - self._before + part
@@ -300,7 +288,7 @@ class BatchDock(DropMixin, QWidget):
             text += f", about {duration(rate * (len(rows) - over - part))} left"
         if place is not None:
             text += f"\n{Path(rows[place].path).name}"
-        self.panel.tell(text)
+        self.panel.move_to((over + part) / max(1, len(rows)), text)
 
     def _end(self, event: Any) -> None:
         if isinstance(event, messages.Lost):
@@ -310,17 +298,17 @@ class BatchDock(DropMixin, QWidget):
                 # One image that is too large must not stop the others.
                 self.resume()
                 return
-            self.error.show_error(event.message, event.hint)
+            self.message.tell_failure(event)
         self.table.interrupt("waiting")
         if isinstance(event, messages.Failed):
-            self.error.show_error(event.message, event.hint, event.details)
+            self.message.tell_failure(event)
         counts = {state: self.table.count(state) for state in (*OVER, "waiting")}
         parts = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
         took = duration(time.monotonic() - self._started)
         if isinstance(event, messages.Cancelled):
-            self.panel.tell(f"Stopped: {parts}. What is done stays; Resume goes on.")
+            self.panel.finish(f"Stopped: {parts}. What is done stays; Resume goes on.")
         else:
-            self.panel.tell(f"{parts}, in {took}.")
+            self.panel.finish(f"{parts}, in {took}.")
         if not counts["waiting"]:
             self._settings.set("batch.unfinished", {})
             self._settings.save_soon()
@@ -338,32 +326,35 @@ class BatchDock(DropMixin, QWidget):
         self._background.run(work, self._show_result, self._background_failed)
 
     def _show_result(self, result: Any) -> None:
-        self.error.hide()
+        self.message.clear()
         result.show(self.viewer)
 
     def _open_output(self) -> None:
         folder = Path(self.form.output.text().strip()).expanduser()
         if not folder.is_dir():
-            self.error.show_error(f"There is no folder '{folder}' yet.", "Start makes it.")
+            self.message.tell("error", f"There is no folder '{folder}' yet.", "Start makes it.")
         else:
             QDesktopServices.openUrl(QUrl.fromLocalFile(str(folder)))
 
     # The batch as a file or command
 
     def copy_command(self) -> None:
-        """Put the command that does the same into the clipboard."""
+        """Put the command that does the same on the clipboard."""
+        from tttunet.engine.batch import segment_command
+
         plan = self.plan()
         if self._saved is not None and self._saved[1] == plan:
             command: str | None = shlex.join(["tttunet", "batch", self._saved[0]])
         else:
             command = segment_command(plan)
         if command is None:
-            self.error.show_error(
+            self.message.tell(
+                "error",
                 "A single command cannot choose names and formats.",
                 "Save the batch as YAML first; then its command is copied.",
             )
             return
-        self.error.hide()
+        self.message.clear()
         QGuiApplication.clipboard().setText(command)
         self.panel.tell("Copied: " + command)
 
@@ -378,7 +369,7 @@ class BatchDock(DropMixin, QWidget):
 
         def saved(path: str) -> None:
             self._saved = path, plan
-            self.error.hide()
+            self.message.clear()
             self.panel.tell(f"Saved. In a terminal: {shlex.join(['tttunet', 'batch', path])}")
 
         self._background.run(write, saved, self._background_failed)

@@ -6,19 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import (
-    QCheckBox,
-    QComboBox,
-    QFormLayout,
-    QHBoxLayout,
-    QLineEdit,
-    QSpinBox,
-    QToolButton,
-    QWidget,
-)
+from qtpy.QtWidgets import QCheckBox, QLineEdit, QSpinBox, QToolButton, QWidget
 
-from napari_tttunet.dock_parts import Fold, named, wrapped_label
 from napari_tttunet.settings import Settings
+from napari_tttunet.widgets import (
+    FoldingSection,
+    choose,
+    combo_box,
+    device_name,
+    explain,
+    form_layout,
+    show_text,
+    side_by_side,
+    text_label,
+)
 
 #: Formats of label files, and what they are called.
 FORMATS = (
@@ -51,49 +52,37 @@ class BatchForm(QWidget):
         super().__init__()
         self._settings = settings
         self._kept: dict[str, Any] = {}
-        self.model = named(QComboBox(), "batch_model", "The model that segments every image.")
-        self.output = named(
+        self.model = combo_box("batch_model", "The model that segments every image.")
+        self.output = explain(
             QLineEdit(),
             "batch_output",
             "Folder of the results. It is made if it does not exist; your images stay as they are.",
         )
         self.output.setPlaceholderText("choose a folder")
-        choose = named(QToolButton(), "batch_choose_output", "Choose the folder of the results.")
-        choose.setText("...")
-        choose.clicked.connect(lambda *_: self.browse.emit())
-        row = QHBoxLayout()
-        row.addWidget(self.output)
-        row.addWidget(choose)
-        self.ending = named(
+        browse = explain(QToolButton(), "batch_choose_output", "Choose the folder of the results.")
+        browse.setText("...")
+        browse.clicked.connect(lambda *_: self.browse.emit())
+        self.ending = explain(
             QLineEdit(ENDING),
             "batch_ending",
             "What is added to the name of the image to name its labels.",
         )
-        self.preview = wrapped_label("batch_name_preview")
-        self.format = named(
-            QComboBox(),
+        self.preview = text_label("batch_name_preview")
+        self.format = combo_box(
             "batch_format",
             "The kind of file for the labels. Automatic: NIfTI, NRRD and MetaImage stay what they "
-            "are, all others become OME-TIFF.",
+            "are, DICOM becomes NRRD, all others become OME-TIFF.",
+            [(text, value) for value, text in FORMATS],
         )
-        for value, text in FORMATS:
-            self.format.addItem(text, value)
-        self.skip = named(
+        self.skip = explain(
             QCheckBox("Skip images whose results exist"),
             "batch_skip",
             "So a batch that was interrupted goes on. Without it, existing results are replaced.",
         )
         self.skip.setChecked(True)
-        for combo in (self.model, self.format):
-            combo.setSizeAdjustPolicy(
-                QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
-            )
-            combo.setMinimumContentsLength(12)
-        form = QFormLayout(self)
-        form.setContentsMargins(0, 0, 0, 0)
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        form = form_layout(self)
         form.addRow("Model", self.model)
-        form.addRow("Save in", row)
+        form.addRow("Save in", side_by_side(self.output, browse))
         form.addRow("Name ends in", self.ending)
         form.addRow(self.preview)
         form.addRow("Format", self.format)
@@ -103,58 +92,59 @@ class BatchForm(QWidget):
         self.ending.textChanged.connect(lambda *_: self.names_changed.emit())
         self.format.currentIndexChanged.connect(lambda *_: self.names_changed.emit())
 
-    def _options(self) -> Fold:
+    def _options(self) -> FoldingSection:
         content = QWidget()
-        form = QFormLayout(content)
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        form.setContentsMargins(8, 0, 0, 0)
-        self.overlay = named(
+        form = form_layout(content, indent=8)
+        self.overlay = explain(
             QCheckBox("Picture with outlines"),
             "batch_overlay",
             "Also write NAME_overlay.png: the image with the outlines of the objects.",
         )
-        self.table = named(
+        self.table = explain(
             QCheckBox("Table of the objects"),
             "batch_table",
             "Also write NAME_objects.csv: size, place and brightness of every object.",
         )
-        self.mirror = named(
-            QCheckBox("Average over flips"),
+        self.mirror = explain(
+            QCheckBox("Average over mirrored images"),
             "batch_mirror",
-            "Segment mirrored copies too and average: slower, often a little better.",
+            "Looks at every place several times, mirrored (test-time augmentation): "
+            "a little better, 4 times slower in 2D, 8 times in 3D.",
         )
-        self.min_size = named(
+        self.min_size = explain(
             QSpinBox(), "batch_min_size", "Smaller objects (pixels or voxels) are left out."
         )
         self.min_size.setRange(-1, 10_000_000)
         self.min_size.setValue(-1)
         self.min_size.setSpecialValueText("as the model says")
-        self.channel = named(
+        self.channel = explain(
             QLineEdit(),
             "batch_channel",
             "Name or number (from 0) of the one channel to segment; empty: all channels.",
         )
         self.channel.setPlaceholderText("all")
-        self.axes = named(
+        self.axes = explain(
             QLineEdit(),
             "batch_axes",
             "One letter per dimension (T time, C channel, Z, Y, X) if the files say it wrongly.",
         )
         self.axes.setPlaceholderText("as the files say")
-        self.device = named(
-            QComboBox(), "batch_device", "Where the network runs; automatic takes a GPU if any."
+        self.device = combo_box(
+            "batch_device", "What computes: a graphics card is much faster if there is one."
         )
         self.show_devices({})
-        self.kept_note = wrapped_label("batch_kept")
+        self.kept_note = text_label("batch_kept")
         for box in (self.overlay, self.table, self.mirror):
             form.addRow(box)
-        form.addRow("Smallest object", self.min_size)
+        form.addRow("Smallest", self.min_size)
         form.addRow("Channel", self.channel)
         form.addRow("Axes", self.axes)
         form.addRow("Device", self.device)
         form.addRow(self.kept_note)
         self.kept_note.hide()
-        return Fold("More options", content, "batch_more")
+        return FoldingSection(
+            "More options", content, "batch_more", self._settings, "batch.more_options"
+        )
 
     def _remember(self) -> None:
         """Begin as the last session ended, and keep what changes."""
@@ -164,7 +154,7 @@ class BatchForm(QWidget):
             box.toggled.connect(lambda on, name=name: self._store(name, on))
         for name in ("format", "device"):
             combo = getattr(self, name)
-            _choose(combo, self._settings.get(f"batch.{name}", "auto"))
+            choose(combo, self._settings.get(f"batch.{name}", "auto"))
             combo.currentIndexChanged.connect(
                 lambda _, name=name, combo=combo: self._store(name, combo.currentData())
             )
@@ -181,6 +171,10 @@ class BatchForm(QWidget):
             self._settings.save_soon()
         self.changed.emit()
 
+    def show_preview(self, text: str) -> None:
+        """Show what a name becomes; it may be broken where it has underscores."""
+        show_text(self.preview, text.replace("_", "_\u200b"))
+
     def show_models(self, models: list[dict[str, Any]]) -> None:
         """Offer the models that can be used; the chosen one stays."""
         chosen = self.model.currentData() or self._settings.get("batch.model", "nuclei")
@@ -190,19 +184,18 @@ class BatchForm(QWidget):
                 self.model.addItem(f"{model['name']} ({model['dim']}D)", model["name"])
                 tip = model.get("title") or ""
                 self.model.setItemData(self.model.count() - 1, tip, 3)  # Qt.ToolTipRole
-        _choose(self.model, chosen)
+        choose(self.model, chosen)
 
     def show_devices(self, about: Mapping[str, Any]) -> None:
         """Offer the devices that the worker has; only the sure ones before it ever started."""
         chosen = self.device.currentData() or self._settings.get("batch.device", "auto")
-        names = about.get("device_names", {})
         used = about.get("device")
         self.device.blockSignals(True)
         self.device.clear()
-        self.device.addItem(f"Automatic{f': {names.get(used, used)}' if used else ''}", "auto")
+        self.device.addItem(f"Automatic{f': {device_name(used, about)}' if used else ''}", "auto")
         for device in about.get("devices", ["cpu"]):
-            self.device.addItem(names.get(device, device.upper()), device)
-        _choose(self.device, chosen, add=chosen != "auto")
+            self.device.addItem(device_name(device, about), device)
+        choose(self.device, chosen, add=chosen != "auto")
         self.device.blockSignals(False)
 
     def fields(self) -> dict[str, Any]:
@@ -231,11 +224,11 @@ class BatchForm(QWidget):
 
     def show_fields(self, fields: Mapping[str, Any]) -> None:
         """Show the content of a batch file; what has no control is kept and named."""
-        _choose(self.model, fields["model"], add=True)
+        choose(self.model, fields["model"], add=True)
         self.output.setText(str(fields["output"]).rstrip("/\\") or "/")
         self.ending.setText(fields["ending"])
-        _choose(self.format, fields["format"])
-        _choose(self.device, fields["device"], add=True)
+        choose(self.format, fields["format"])
+        choose(self.device, fields["device"], add=True)
         for name in ("overlay", "table", "mirror"):
             getattr(self, name).setChecked(fields[name])
         self.axes.setText(fields["axes"] or "")
@@ -249,12 +242,3 @@ class BatchForm(QWidget):
         text = ", ".join(f"{name} {value}" for name, value in unusual.items())
         self.kept_note.setText(f"From the file: {text}")
         self.kept_note.setVisible(bool(unusual))
-
-
-def _choose(combo: QComboBox, value: str, add: bool = False) -> None:
-    place = combo.findData(value)
-    if place < 0 and add and value:
-        combo.addItem(str(value), value)
-        place = combo.count() - 1
-    if place >= 0:
-        combo.setCurrentIndex(place)

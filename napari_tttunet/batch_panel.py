@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from qtpy.QtWidgets import (
-    QGridLayout,
-    QHBoxLayout,
-    QProgressBar,
-    QPushButton,
-    QSizePolicy,
-    QVBoxLayout,
-    QWidget,
-)
+from qtpy.QtWidgets import QGridLayout, QPushButton, QVBoxLayout, QWidget
 
 from napari_tttunet.batch_form import BatchForm
 from napari_tttunet.batch_table import OVER, FileTable, FileView
-from napari_tttunet.dock_parts import ErrorBox, named, wrapped_label
 from napari_tttunet.settings import Settings
+from napari_tttunet.widgets import (
+    MessageLabel,
+    ProgressLine,
+    button_grid,
+    explain,
+    side_by_side,
+    text_label,
+)
 
 _EMPTY = "Drop images or a folder here, or choose them above."
+_TABLE = "The images. Key: Delete takes the chosen ones out of the list; their files stay."
 _UNFINISHED = (
     ("Go on", "batch_go_on", "Open that batch again; Start leaves out what is done."),
     ("Forget it", "batch_forget", "Its results stay."),
@@ -26,7 +26,8 @@ _SOURCES = (
     (
         "Add folder...",
         "batch_add_folder",
-        "All images of a folder, without its subfolders. You can drop it here too.",
+        "All images of a folder, without its subfolders; and DICOM series: the folder itself, or "
+        "each folder in it. You can drop it here too.",
     ),
     ("Add files...", "batch_add_files", "Single images. You can drop them here too."),
     (
@@ -60,59 +61,56 @@ class BatchPanel(QWidget):
         self.buttons: dict[str, QPushButton] = {}
         self.table = FileTable(self)
         self.unfinished = QWidget()
-        self._unfinished_text = wrapped_label("batch_unfinished_text")
+        self._unfinished_text = text_label("batch_unfinished_text")
         column = QVBoxLayout(self.unfinished)
         column.setContentsMargins(0, 0, 0, 0)
         column.addWidget(self._unfinished_text)
         column.addLayout(self._grid(_UNFINISHED))
         self.sources = QWidget()
-        grid = self._grid(_SOURCES)
-        grid.setContentsMargins(0, 0, 0, 0)
-        self.sources.setLayout(grid)
-        self.view = named(FileView(self.table, _EMPTY), "batch_files", "")
+        self.sources.setLayout(self._grid(_SOURCES))
+        self.view = explain(FileView(self.table, _EMPTY), "batch_files", _TABLE)
         self.form = BatchForm(settings)
         self.start_button = self._button("Start", "batch_start", "")
         self.start_button.setDefault(True)
         self.resume_button = self._button("Resume", "batch_resume", "")
-        row = QHBoxLayout()
-        row.addWidget(self.start_button, 3)
-        row.addWidget(self.resume_button, 2)
-        self.progress = named(QProgressBar(), "batch_progress", "All files together")
-        self.progress.setMaximum(1000)
-        self.progress.setTextVisible(False)
-        self.progress.setMaximumHeight(10)
-        self.status = wrapped_label("batch_status")
-        self.error = ErrorBox("batch_error")
+        self.start_button.setStyleSheet("font-weight: bold; padding: 5px;")
+        self.resume_button.setStyleSheet("padding: 5px;")
+        self.progress = ProgressLine("batch_progress")
+        self.message = MessageLabel()
         self._told = False
         layout = QVBoxLayout(self)
-        layout.setContentsMargins(4, 4, 4, 4)
+        layout.setContentsMargins(8, 8, 8, 8)
         layout.addWidget(self.unfinished)
         layout.addWidget(self.sources)
         layout.addWidget(self.view, 1)
         layout.addWidget(self.form)
-        layout.addLayout(row)
-        for widget in (self.progress, self.status, self.error):
-            layout.addWidget(widget)
+        layout.addLayout(side_by_side(self.start_button, self.resume_button))
+        layout.addWidget(self.progress)
+        layout.addWidget(self.message)
         layout.addLayout(self._grid(_AFTER))
 
     def _button(self, text: str, name: str, tip: str) -> QPushButton:
-        self.buttons[name] = made = named(QPushButton(text), name, tip)
+        self.buttons[name] = made = explain(QPushButton(text), name, tip)
         made.setAccessibleName(text)
-        # Both columns of buttons get the same width, however narrow the dock is.
-        made.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         return made
 
     def _grid(self, entries: tuple[tuple[str, str, str], ...]) -> QGridLayout:
-        """Buttons in two columns."""
-        grid = QGridLayout()
-        for place, entry in enumerate(entries):
-            grid.addWidget(self._button(*entry), place // 2, place % 2)
-        return grid
+        return button_grid([self._button(*entry) for entry in entries])
 
     def tell(self, text: str) -> None:
         """Say how the batch goes; "": say how many images there are."""
         self._told = bool(text)
-        self.status.setText(text)
+        self.progress.say(text)
+
+    def move_to(self, fraction: float, text: str) -> None:
+        """Say how far the files are, all together."""
+        self._told = True
+        self.progress.move_to(fraction, text)
+
+    def finish(self, text: str) -> None:
+        """Say how the batch ended."""
+        self._told = True
+        self.progress.finish(text)
 
     def offer_unfinished(self, output: str) -> None:
         """Offer the batch of another session, by its output folder; "": there is none."""
@@ -145,8 +143,7 @@ class BatchPanel(QWidget):
         self.resume_button.setToolTip(
             "Go on with the files that wait." if waiting else "Only the files that failed."
         )
-        self.progress.setVisible(busy)
         if not self._told:
             count = len(self.table.rows)
             text = f"{count} image{'s' * (count != 1)}" if count else ""
-            self.status.setText(text)
+            self.progress.say(text)

@@ -1,12 +1,9 @@
-"""What a batch left behind, shown in the viewer; and a batch as a command."""
+"""What a batch left behind, shown in the viewer."""
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from napari_tttunet.convert import LayerData, image_layers
@@ -67,27 +64,3 @@ def _layer(viewer: Any, arguments: Mapping[str, Any]) -> Any:
 
 def _is_same(shown: Any, data: Any) -> bool:
     return bool(shown.shape == data.shape and (shown == data).all())
-
-
-def segment_command(plan: Mapping[str, Any]) -> str | None:
-    """The `tttunet segment` that does what a batch does; None if it has no such options.
-
-    Args:
-        plan: the fields of a batch file.
-    """
-    if plan["ending"] != "_labels" or plan["format"] != "auto":
-        return None
-    words = ["tttunet", "segment", *map(str, plan["inputs"]), "--engine"]
-    words += ["--output", plan["output"] or str(Path("labels")) + "/", "--model", plan["model"]]
-    for name in ("axes", "channel"):
-        words += [f"--{name}", plan[name]] if plan[name] else []
-    words += ["--device", plan["device"]] if plan["device"] != "auto" else []
-    words += ["--tile", ",".join(map(str, plan["tile"]))] if plan.get("tile") else []
-    words += ["--overlap", str(plan["overlap"])] if "overlap" in plan else []
-    words += ["--tta"] if plan["mirror"] else []
-    for name in ("overlay", "table"):
-        words += [f"--{name}"] if plan[name] else []
-    words += ["--overwrite"] if plan["existing"] == "overwrite" else []
-    for name, value in plan["decoding"].items():
-        words += ["--decoding", f"{name}={json.dumps(value)}"]
-    return shlex.join(words)

@@ -79,6 +79,18 @@ def label_name(source: str, ending: str, format: str) -> str:
     return job.labels.name
 
 
+def results_folder(path: str) -> str:
+    """Where results are proposed to go: `labels` in a chosen folder, or beside a file or series.
+
+    Looks into the folder: not for the window's thread.
+    """
+    from tttunet.imaging.itk import is_dicom
+
+    chosen = Path(path)
+    single = not chosen.is_dir() or is_dicom(chosen)
+    return str((chosen.parent if single else chosen) / "labels")
+
+
 class FileTable(QAbstractTableModel):
     """Rows of files; at most one of them runs."""
 
@@ -162,8 +174,9 @@ class FileTable(QAbstractTableModel):
     def data(self, index: Any, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
         row = self.rows[index.row()]
         if role == Qt.ItemDataRole.DisplayRole:
-            name = Path(row.path).name
-            return (name, _state(row), row.text.replace(row.path, name))[index.column()]
+            # The first column names the file: there is no room to say it again.
+            text = row.text.removeprefix(f"'{row.path}' ")
+            return (Path(row.path).name, _state(row), text)[index.column()]
         if role == Qt.ItemDataRole.ToolTipRole:
             hint = "Double click opens the image and its labels." if row.state == "done" else ""
             return "\n".join(filter(None, (row.path, row.text, *row.notes, hint)))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_tttunet.regions import _world_factors
+from napari_tttunet.regions import viewer_camera, world_factors
 
 #: Per action, the key that it gets.
 KEYS = {
@@ -115,13 +115,13 @@ def odd_first(labels: np.ndarray) -> Objects:
 
 def look_at(viewer: Any, layer: Any, centre: np.ndarray) -> None:
     """Move the sliders and the camera to a place in a layer's data; the zoom stays."""
-    world = np.asarray(layer.data_to_world(centre), float) * _world_factors(viewer, layer)
+    world = np.asarray(layer.data_to_world(centre), float) * world_factors(viewer, layer)
     shift = viewer.dims.ndim - layer.ndim
     point = list(viewer.dims.point)
     point[shift:] = world
     hidden = [axis for axis in range(viewer.dims.ndim) if axis not in viewer.dims.displayed]
     for axis in hidden:
         viewer.dims.set_point(axis, point[axis])
-    camera = getattr(viewer, "scene", viewer).camera
+    camera = viewer_camera(viewer)
     shown = [point[axis] for axis in viewer.dims.displayed]
     camera.center = (*tuple(camera.center)[: 3 - len(shown)], *shown)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -33,6 +33,46 @@ def card_html(model: Mapping[str, Any]) -> str:
     parts.append(_section("Keep in mind", _paragraph(card.get("limitations"))))
     parts.append(_section("File", _rows(_file(model))))
     return "".join(parts)
+
+
+def summary_html(model: Mapping[str, Any]) -> str:
+    """What a person should know before using a model: for a tooltip, or a label in a narrow dock.
+
+    Args:
+        model: an entry of `tttunet.engine.library.library`.
+    """
+    if model.get("error"):
+        return _text(model["error"])
+    card = model.get("card") or {}
+    kind = "single objects" if model.get("task") == "instance" else "classes of pixels"
+    trained = [str(source.get("title", "")) for source in card.get("data", ())]
+    rows = [
+        ("Finds", kind),
+        ("Names", ", ".join(str(label["name"]) for label in model.get("labels", ()))),
+        ("Works in", f"{model.get('dim')}D"),
+        ("Trained on", "; ".join(filter(None, trained))),
+        ("Licence", card.get("licence")),
+        ("Limits", card.get("limitations")),
+        ("Scores", "\n".join(_main_scores(card.get("scores") or {}))),
+    ]
+    title = f"<b>{_text(card.get('title') or model.get('name'))}</b>"
+    lines = (
+        f"<p><b>{name}:</b> {_text(value)}</p>".replace("\n", "<br>")
+        for name, value in rows
+        if value
+    )
+    return "".join((title, _paragraph(card.get("description")), *lines))
+
+
+def _main_scores(scores: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    """A line per group of scores, with its first two numbers between 0 and 1."""
+    numbers = [(k, v) for k, v in scores.items() if isinstance(v, float) and 0 <= v <= 1]
+    if numbers:
+        shown = ", ".join(f"{_words(k)} {v:.2f}" for k, v in numbers[:2])
+        yield f"{where}: {shown}" if where else shown
+    for name, value in scores.items():
+        if isinstance(value, Mapping):
+            yield from _main_scores(value, _words(f"{where} {name}".strip()))
 
 
 def _facts(model: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -10,17 +10,18 @@ from qtpy.QtCore import QUrl
 from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import QFileDialog, QWidget
 
-from napari_tttunet.dock_parts import Background, Running, ask_for_path, scrolled
+from napari_tttunet.dock_work import Background, Running, ask_for_path, read_library
 from napari_tttunet.model_card import card_html, size
 from napari_tttunet.models_panel import ModelsPanel
 from napari_tttunet.session import session
 from napari_tttunet.settings import Settings
+from napari_tttunet.widgets import Scrolling
 from tttunet.engine import messages
 
 if TYPE_CHECKING:
     import napari
 
-#: Seconds that an export or a download has to remove what is half done.
+#: What the file dialogs offer.
 _ARCHIVES = "Models (*.zip model.json)"
 _CHECKPOINTS = "Checkpoints (*.pth *.pt)"
 
@@ -39,8 +40,8 @@ class ModelsDock(QWidget):
         self._run = Running(self, self.hear)
         self._choose_next = ""
         self._then: Callable[[dict[str, Any]], str] = lambda result: ""
-        self.panel = ModelsPanel()
-        scrolled(self.panel, self)
+        self.panel = ModelsPanel(self._settings)
+        Scrolling(self.panel, self)
         self._connect()
         session().models_changed.connect(self.load)
         self.load()
@@ -68,13 +69,7 @@ class ModelsDock(QWidget):
 
     def load(self) -> None:
         """Read the library again, in the background; no worker is needed for that."""
-
-        def read() -> list[dict[str, Any]]:
-            from tttunet.engine.library import library
-
-            return library()
-
-        self._background.run(read, self._show_models, self.panel.error.show_exception)
+        self._background.run(read_library, self._show_models, self.panel.message.tell_error)
 
     def _show_models(self, models: list[dict[str, Any]]) -> None:
         self.panel.list.fill(models, self._choose_next)
@@ -98,9 +93,8 @@ class ModelsDock(QWidget):
         """Send a request; `then(result)` says what came of it."""
         if self._run.busy:
             return
-        self.panel.error.hide()
-        self.panel.status.setText(told)
-        self.panel.progress.setRange(0, 0)
+        self.panel.message.clear()
+        self.panel.progress.move_to(0.0, told)
         self._then = then
         self._run.job = None
         self._run.job = session().engine.request(request, self._run.on_event)
@@ -108,37 +102,32 @@ class ModelsDock(QWidget):
 
     def hear(self, event: Any) -> None:
         """An event of the job, in the window's thread."""
-        panel = self.panel
+        progress = self.panel.progress
         if isinstance(event, messages.Queued) and event.ahead:
-            panel.status.setText("Waiting for other jobs")
+            progress.say("Waiting for other jobs")
         elif isinstance(event, messages.Started):
             if event.cold:
-                panel.status.setText("Starting the engine")
+                progress.say("Starting the engine")
         elif isinstance(event, messages.Progress):
-            known = event.fraction > 0
-            panel.progress.setRange(0, 1000 if known else 0)
-            panel.progress.setValue(round(1000 * event.fraction))
-            share = f" {event.fraction:.0%}" if known else ""
-            panel.status.setText(event.stage.capitalize() + share)
+            progress.report(event.stage, event.fraction)
         elif isinstance(event, messages.TERMINAL):
             self._end(event)
 
     def _end(self, event: Any) -> None:
-        self.panel.status.clear()
+        progress = self.panel.progress
+        progress.finish()
         if isinstance(event, messages.Done):
-            self.panel.status.setText(self._then(event.result))
+            progress.finish(self._then(event.result))
         elif isinstance(event, messages.Cancelled):
-            self.panel.status.setText("Stopped; nothing was changed.")
-        elif isinstance(event, messages.Failed):
-            self.panel.error.show_error(event.message, event.hint, event.details)
+            progress.finish("Stopped; nothing was changed.")
         else:
-            self.panel.error.show_error(event.message, event.hint)
+            self.panel.message.tell_failure(event)
         self._update()
 
     def _cancel(self) -> None:
         if self._run.busy:
-            self._run.job.cancel()
-            self.panel.status.setText("Stopping")
+            self._run.cancel()
+            self.panel.progress.say("Stopping")
 
     def _added(self, result: dict[str, Any]) -> str:
         """The text about a model that came in."""
@@ -152,7 +141,7 @@ class ModelsDock(QWidget):
 
     def ask_to_import(self, source: str) -> None:
         """Show what is asked before `source` is imported: folder, archive or checkpoint."""
-        self.panel.error.hide()
+        self.panel.message.clear()
         self.panel.confirm.hide()
         self._settings.set("models.folder", str(Path(source).parent))
         self._settings.save_soon()

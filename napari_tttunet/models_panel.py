@@ -8,14 +8,9 @@ from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QCheckBox,
-    QFormLayout,
-    QGridLayout,
-    QHBoxLayout,
     QHeaderView,
-    QLabel,
     QLineEdit,
     QMenu,
-    QProgressBar,
     QPushButton,
     QTextBrowser,
     QTreeWidget,
@@ -24,7 +19,16 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_tttunet.dock_parts import ErrorBox, Fold, named, wrapped_label
+from napari_tttunet.settings import Settings
+from napari_tttunet.widgets import (
+    FoldingSection,
+    MessageLabel,
+    ProgressLine,
+    button_grid,
+    explain,
+    form_layout,
+    text_label,
+)
 
 _COLUMNS = ("Name", "Version", "Task", "")
 _TASKS = {"instance": "objects", "semantic": "regions"}
@@ -96,43 +100,30 @@ class ImportForm(QWidget):
         super().__init__()
         self.source = ""
         self.convert = False
-        self.what = wrapped_label("models_import_source")
-        self.name = named(
-            QLineEdit(), "models_import_name", "What the model is called in your library."
-        )
-        self.name.setPlaceholderText("as the model says")
-        self.replace = named(
-            QCheckBox("Replace the model of that name"),
-            "models_import_replace",
-            "Otherwise a model that you have is never changed.",
-        )
-        self.title = named(
+        self.what = text_label("models_import_source")
+        self.name, self.replace = _name_and_replace("models_import")
+        self.title = explain(
             QLineEdit(), "models_import_title", "One line about the model, for its card."
         )
-        self.licence = named(
+        self.licence = explain(
             QLineEdit(), "models_import_licence", "The licence of the checkpoint, for the card."
         )
-        self.configuration = named(
+        self.configuration = explain(
             QLineEdit(),
             "models_import_configuration",
             "nnU-Net's configuration (2d, 3d_fullres), if the checkpoint does not say it.",
         )
         self.configuration.setPlaceholderText("as the checkpoint says")
-        self.go = named(QPushButton("Import"), "models_import_go", "Check it and add it.")
-        self.stop = named(QPushButton("Do not"), "models_import_stop", "Import nothing.")
-        self._form = QFormLayout(self)
-        self._form.setContentsMargins(0, 0, 0, 0)
-        self._form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        self.go = explain(QPushButton("Import"), "models_import_go", "Check it and add it.")
+        self.stop = explain(QPushButton("Do not import"), "models_import_stop", "Import nothing.")
+        self._form = form_layout(self)
         self._form.addRow(self.what)
         self._form.addRow("Name", self.name)
         self._form.addRow("Title", self.title)
         self._form.addRow("Licence", self.licence)
         self._form.addRow("Configuration", self.configuration)
         self._form.addRow(self.replace)
-        row = QHBoxLayout()
-        row.addWidget(self.go)
-        row.addWidget(self.stop)
-        self._form.addRow(row)
+        self._form.addRow(button_grid([self.go, self.stop]))
         self.hide()
 
     def ask(self, source: str, convert: bool) -> None:
@@ -168,34 +159,24 @@ class DownloadForm(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self.url = named(
+        self.url = explain(
             QLineEdit(), "models_url", "Address (https://) of a model's archive (.zip)."
         )
         self.url.setPlaceholderText("https://")
-        self.sha256 = named(
+        self.sha256 = explain(
             QLineEdit(),
             "models_sha256",
             "The checksum that the page with the address states: 64 digits. Without it you trust "
             "the page and the connection.",
         )
         self.sha256.setPlaceholderText("optional")
-        self.name = named(
-            QLineEdit(), "models_download_name", "What the model is called in your library."
-        )
-        self.name.setPlaceholderText("as the model says")
-        self.replace = named(
-            QCheckBox("Replace the model of that name"),
-            "models_download_replace",
-            "Otherwise a model that you have is never changed.",
-        )
-        self.go = named(
+        self.name, self.replace = _name_and_replace("models_download")
+        self.go = explain(
             QPushButton("Download"),
             "models_download",
             "Nothing is ever downloaded unless you press this; at most 2 GB.",
         )
-        form = QFormLayout(self)
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        form.setContentsMargins(8, 0, 0, 0)
+        form = form_layout(self, indent=8)
         form.addRow("Address", self.url)
         form.addRow("SHA-256", self.sha256)
         form.addRow("Name", self.name)
@@ -203,72 +184,77 @@ class DownloadForm(QWidget):
         form.addRow(self.go)
 
 
+def _name_and_replace(prefix: str) -> tuple[QLineEdit, QCheckBox]:
+    """What is asked of every model that comes in."""
+    name: QLineEdit = explain(
+        QLineEdit(), f"{prefix}_name", "What the model is called in your library."
+    )
+    name.setPlaceholderText("as the model says")
+    replace: QCheckBox = explain(
+        QCheckBox("Replace the model of that name"),
+        f"{prefix}_replace",
+        "Otherwise a model that you have is never changed.",
+    )
+    return name, replace
+
+
 class ModelsPanel(QWidget):
     """The controls of the Models dock."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__()
-        self.list = named(ModelList(), "models_list", "The models that you can choose by name.")
-        self.card = named(QTextBrowser(), "models_card", "")
+        self.list = explain(ModelList(), "models_list", "The models that you can choose by name.")
+        self.card = explain(QTextBrowser(), "models_card", "What is known about the model")
         self.card.setOpenLinks(False)
         self.card.setMinimumHeight(180)
-        self.import_ = named(QPushButton("Import"), "models_import", "Add a model that you have.")
+        self.import_ = explain(QPushButton("Import"), "models_import", "Add a model that you have.")
         menu = QMenu(self.import_)
         self.import_archive = menu.addAction("Archive (.zip) or model.json...")
         self.import_folder = menu.addAction("Model folder...")
         self.import_checkpoint = menu.addAction("Checkpoint of the authors (.pth)...")
         self.import_.setMenu(menu)
-        self.export = named(QPushButton("Export"), "models_export", "Hand this model on.")
+        self.export = explain(QPushButton("Export"), "models_export", "Hand this model on.")
         menu = QMenu(self.export)
         self.export_archive = menu.addAction("As an archive (.zip)...")
         self.export_folder = menu.addAction("Into a folder...")
         self.export.setMenu(menu)
-        self.remove = named(
+        self.remove = explain(
             QPushButton("Remove..."), "models_remove", "Delete a model that you added."
         )
-        self.open = named(
+        self.open = explain(
             QPushButton("Open folder"), "models_open_folder", "Show its files in the file manager."
         )
-        grid = QGridLayout()
-        for place, made in enumerate((self.import_, self.export, self.remove, self.open)):
-            grid.addWidget(made, place // 2, place % 2)
+        grid = button_grid([self.import_, self.export, self.remove, self.open])
         self.confirm = QWidget()
-        self.confirm_text = QLabel()
-        self.confirm_text.setWordWrap(True)
-        self.confirm_text.setTextFormat(Qt.TextFormat.PlainText)
-        self.delete = named(QPushButton("Delete"), "models_delete", "It cannot be undone.")
-        self.keep = named(QPushButton("Keep"), "models_keep", "")
+        self.confirm_text = text_label("models_confirm")
+        self.delete = explain(QPushButton("Delete"), "models_delete", "It cannot be undone.")
+        self.keep = explain(QPushButton("Keep"), "models_keep", "Leave it where it is.")
         column = QVBoxLayout(self.confirm)
         column.setContentsMargins(0, 0, 0, 0)
         column.addWidget(self.confirm_text)
-        row = QHBoxLayout()
-        row.addWidget(self.delete)
-        row.addWidget(self.keep)
-        column.addLayout(row)
+        column.addLayout(button_grid([self.delete, self.keep]))
         self.confirm.hide()
         self.importing = ImportForm()
         self.downloading = DownloadForm()
-        self.progress = named(QProgressBar(), "models_progress", "")
-        self.progress.setTextVisible(False)
-        self.progress.setMaximumHeight(10)
-        self.cancel = named(QPushButton("Cancel"), "models_cancel", "Stop; nothing is changed.")
-        self.status = wrapped_label("models_status")
-        self.status.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        self.error = ErrorBox("models_error")
-        self.download_fold = Fold("Download from the web", self.downloading, "models_download_fold")
+        self.cancel = explain(QPushButton("Cancel"), "models_cancel", "Stop; nothing is changed.")
+        self.progress = ProgressLine("models_progress", self.cancel)
+        self.message = MessageLabel()
+        self.download_fold = FoldingSection(
+            "Download from the web",
+            self.downloading,
+            "models_download_fold",
+            settings,
+            "models.download",
+        )
         layout = QVBoxLayout(self)
-        layout.setContentsMargins(4, 4, 4, 4)
+        layout.setContentsMargins(8, 8, 8, 8)
         layout.addWidget(self.list)
         layout.addWidget(self.card, 1)
         layout.addLayout(grid)
         for widget in (self.confirm, self.importing, self.download_fold):
             layout.addWidget(widget)
-        row = QHBoxLayout()
-        row.addWidget(self.progress)
-        row.addWidget(self.cancel)
-        layout.addLayout(row)
-        layout.addWidget(self.status)
-        layout.addWidget(self.error)
+        layout.addWidget(self.progress)
+        layout.addWidget(self.message)
 
     def show_state(self, busy: bool) -> None:
         """Enable what can be done."""
@@ -283,7 +269,5 @@ class ModelsPanel(QWidget):
             "Delete a model that you added." if mine else "Models of the plugin stay."
         )
         self.open.setEnabled(model is not None)
-        self.progress.setVisible(busy)
-        self.cancel.setVisible(busy)
         if not mine:
             self.confirm.hide()

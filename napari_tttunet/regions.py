@@ -32,10 +32,10 @@ def view_bounds(viewer: Any, layer: Any, axes: str, planes: str = "all") -> Boun
     bounds = dict(enumerate(full_bounds(shape)))
     if planes == "current":
         bounds |= _current_planes(viewer, layer, axes)
-    shown = _displayed(viewer, layer)
+    shown = displayed_axes(viewer, layer)
     if viewer.dims.ndisplay == 2 and len(shown) == 2:
         low, high = _canvas_world(viewer)
-        factors = _world_factors(viewer, layer)[shown]
+        factors = world_factors(viewer, layer)[shown]
         points = corners(low, high) / factors
         bounds |= bounds_of_points(Transform.of(layer), points, shown, shape)
     return tuple(bounds[axis] for axis in range(layer.ndim))
@@ -82,9 +82,9 @@ def _around(viewer: Any, shapes: Any, index: int, layer: Any, axes: str, planes:
     drawn = [a for a in range(shapes.ndim) if np.ptp(vertices[:, a]) > 0 and a + shift >= 0]
     if not drawn:
         raise ImageError("The chosen shape is a single point.", "Draw a rectangle instead.")
-    world = Transform.of(shapes).to_world(vertices) * _world_factors(viewer, shapes)
+    world = Transform.of(shapes).to_world(vertices) * world_factors(viewer, shapes)
     inside = [a + shift for a in drawn]
-    points = world[:, drawn] / _world_factors(viewer, layer)[inside]
+    points = world[:, drawn] / world_factors(viewer, layer)[inside]
     shape = data_shape(layer)
     bounds = dict(enumerate(full_bounds(shape)))
     if planes == "current":
@@ -98,7 +98,7 @@ def _around(viewer: Any, shapes: Any, index: int, layer: Any, axes: str, planes:
 
 def _current_planes(viewer: Any, layer: Any, axes: str) -> dict[int, tuple[int, int]]:
     point = np.array(viewer.dims.point, float)[-layer.ndim :]
-    return _planes_at(viewer, layer, axes, point, _displayed(viewer, layer))
+    return _planes_at(viewer, layer, axes, point, displayed_axes(viewer, layer))
 
 
 def _planes_at(
@@ -108,7 +108,7 @@ def _planes_at(
     hidden = [axis for axis in range(layer.ndim) if axis not in shown]
     if not hidden:
         return {}
-    local = (point / _world_factors(viewer, layer))[hidden]
+    local = (point / world_factors(viewer, layer))[hidden]
     try:
         planes = bounds_of_points(Transform.of(layer), local[None], hidden, data_shape(layer))
     except ImageError as error:
@@ -118,7 +118,7 @@ def _planes_at(
     return {axis: found for axis, found in planes.items() if axes[axis] != "C"}
 
 
-def _displayed(viewer: Any, layer: Any) -> list[int]:
+def displayed_axes(viewer: Any, layer: Any) -> list[int]:
     """The layer's axes that the canvas shows; layers are lined up at their last axes."""
     shift = layer.ndim - viewer.dims.ndim
     return [axis + shift for axis in sorted(viewer.dims.displayed) if axis + shift >= 0]
@@ -126,7 +126,7 @@ def _displayed(viewer: Any, layer: Any) -> list[int]:
 
 def _canvas_world(viewer: Any) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest world coordinates that the canvas shows, of the two displayed axes."""
-    camera = getattr(viewer, "scene", viewer).camera  # napari 0.9 moved it to the scene
+    camera = viewer_camera(viewer)
     centre = np.array(camera.center, float)[-2:]
     # napari has no public size of the canvas.
     size = np.array(viewer.window._qt_viewer.canvas.size, float)
@@ -136,7 +136,12 @@ def _canvas_world(viewer: Any) -> tuple[np.ndarray, np.ndarray]:
     return centre - half, centre + half
 
 
-def _world_factors(viewer: Any, layer: Any) -> np.ndarray:
+def viewer_camera(viewer: Any) -> Any:
+    """The camera, which napari 0.9 moved to the scene."""
+    return getattr(viewer, "scene", viewer).camera
+
+
+def world_factors(viewer: Any, layer: Any) -> np.ndarray:
     """World units of the viewer per unit of a layer's axes; all 1 before napari mixes units."""
     units = getattr(viewer.dims, "units", None)
     if not units:
@@ -146,3 +151,7 @@ def _world_factors(viewer: Any, layer: Any) -> np.ndarray:
         alike = own.dimensionality == shared.dimensionality
         factors.append(float((1 * own).to(shared).magnitude) if alike else 1.0)
     return np.array(factors)
+
+
+#: `object_places` asks for it by this name.
+_world_factors = world_factors

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QTimer
 from qtpy.QtGui import QGuiApplication
-from qtpy.QtWidgets import QVBoxLayout, QWidget
+from qtpy.QtWidgets import QWidget
 
+from napari_tttunet.dock_work import (
+    ActivityBar,
+    Background,
+    Cleanup,
+    delayed,
+    read_library,
+    weakly,
+)
 from napari_tttunet.keys import DockKeys, Objects, look_at, odd_first
 from napari_tttunet.layers import layer_array
+from napari_tttunet.model_card import summary_html
 from napari_tttunet.result_layers import accept, is_accepted
 from napari_tttunet.segment_image import ImageChoice
-from napari_tttunet.segment_options import card_html
 from napari_tttunet.segment_run import Choices, Finished, SegmentRun, chosen_parts
-from napari_tttunet.segment_view import SegmentView
+from napari_tttunet.segment_view import ALL_IS_SEEN, SegmentView
 from napari_tttunet.session import session
 from napari_tttunet.settings import Settings
-from napari_tttunet.widgets import ActivityBar, Cleanup, Scrolling, duration, in_background, memory
+from napari_tttunet.widgets import Scrolling, duration, memory, show_text
 from tttunet.engine import messages
 from tttunet.errors import ImageError, TTTUNetError
 
@@ -49,6 +54,7 @@ class SegmentDock(QWidget):
         self._at = -1
         self._estimate: Any = None
         self._activity = ActivityBar()
+        self._background = Background(self)
         self._cleanup = Cleanup(self)
         self.run = SegmentRun(napari_viewer)
         self._cleanup.add(self.run.close)
@@ -56,15 +62,13 @@ class SegmentDock(QWidget):
         self._cleanup.add(self._activity.close)
         self.image = ImageChoice(napari_viewer, self._cleanup)
         self.view = SegmentView(self.image, self.settings)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(Scrolling(self.view))
-        self._decode_timer = self._timer(DECODE_AFTER, self._decode)
-        self._estimate_timer = self._timer(ESTIMATE_AFTER, self._ask_estimate)
+        Scrolling(self.view, self)
+        self._decode_timer = delayed(self, DECODE_AFTER, self._decode)
+        self._estimate_timer = delayed(self, ESTIMATE_AFTER, self._ask_estimate)
         self.keys = DockKeys(
             napari_viewer,
             {
-                name: _weak(action)
+                name: weakly(action)
                 for name, action in {
                     "segment_view": self.segment_view,
                     "accept": self.accept_labels,
@@ -78,14 +82,7 @@ class SegmentDock(QWidget):
         self._connect()
         self._show_state()
         self.read_models()
-        session().engine.request(messages.Hello(), _weak(self._heard_hello))
-
-    def _timer(self, milliseconds: int, call: Callable[[], None]) -> QTimer:
-        timer = QTimer(self)
-        timer.setSingleShot(True)
-        timer.setInterval(milliseconds)
-        timer.timeout.connect(call)
-        return timer
+        session().engine.request(messages.Hello(), weakly(self._heard_hello))
 
     def _connect(self) -> None:
         view, run = self.view, self.run
@@ -110,19 +107,18 @@ class SegmentDock(QWidget):
         for emitter in (layers.events.inserted, layers.events.removed):
             self._cleanup.connect(emitter, self._layers_changed)
         self._cleanup.connect(layers.selection.events.active, self._active_changed)
-        self._cleanup.connect(self.viewer.dims.events.point, self._moved)
-        models_changed = session().models_changed
-        models_changed.connect(self.read_models)
+        dims = self.viewer.dims.events
+        self._cleanup.connect(dims.point, self._moved)
+        for emitter in (dims.ndisplay, dims.order):
+            self._cleanup.connect(emitter, self._show_state)
+        session().models_changed.connect(self.read_models)
         self._layers_changed()
 
     # Models
 
     def read_models(self) -> None:
         """Read the library again, in a thread: the engine may be busy for long."""
-        in_background(_read_models, self._list_models, self._models_unread)
-
-    def _models_unread(self, error: Exception) -> None:
-        self.view.message.tell("error", f"The models cannot be listed: {error}")
+        self._background.run(read_library, self._list_models, self.view.message.tell_error)
 
     def _list_models(self, entries: list[dict[str, Any]]) -> None:
         self.models = entries
@@ -154,7 +150,7 @@ class SegmentDock(QWidget):
     def _set_model(self, name: str) -> None:
         self.view.model.setCurrentIndex(self.view.model.findData(name))
         entry = self.entry
-        self.view.show_model(entry, card_html(entry) if entry else "")
+        self.view.show_model(entry, summary_html(entry) if entry else "")
         self.view.thresholds.set_model(entry)
         self.image.set_model(entry)
         self._show_state()
@@ -192,10 +188,10 @@ class SegmentDock(QWidget):
         if self.view.planes_choice == "current":
             self._estimate_timer.start()
 
-    def _show_state(self) -> None:
+    def _show_state(self, *_: Any) -> None:
         """What can be pressed, what is shown, and what will happen."""
         view, entry, image = self.view, self.entry, self.image
-        view.show_dimensions(entry, image)
+        view.show_dimensions(entry, image, self._in_3d)
         ready = bool(entry and image.layer is not None and image.axes)
         view.show_running(self.run.running, ready)
         file = _file(image.layer)
@@ -204,17 +200,17 @@ class SegmentDock(QWidget):
         if self.run.running:
             return
         if image.layer is None:
-            view.need.setText("Open an image to begin: File > Open, or File > Open Sample.")
+            need = "Open an image to begin: File > Open, or File > Open Sample."
         elif not self.models:
-            view.need.setText("Reading the list of models…")
+            need = "Reading the list of models..."
         elif not entry:
-            view.need.setText("There is no model that works: import one in the Models dock.")
+            need = "There is no model that works: import one in the Models dock."
         elif not image.axes:
-            view.need.setText("Correct the axes to go on.")
+            need = "Correct the axes to go on."
         else:
-            view.need.setText("")
+            need = ""
             self._estimate_timer.start()
-        view.need.setVisible(bool(view.need.text()))
+        show_text(view.need, need)
 
     def choices(self, where: str = "") -> Choices:
         """What the controls say.
@@ -263,20 +259,18 @@ class SegmentDock(QWidget):
         try:
             request = self.choices().estimate()
         except ImageError as error:
-            self.view.need.setText(str(error))
-            self.view.need.show()
+            show_text(self.view.need, str(error))
             return
         # One that runs already is left to end: it takes no time.
         if self._estimate is not None and self._estimate.state == "waiting":
             self._estimate.cancel()
-        self._estimate = session().engine.request(request, _weak(self._heard_estimate))
+        self._estimate = session().engine.request(request, weakly(self._heard_estimate))
 
     def _heard_estimate(self, job: Any, event: Any) -> None:
         if job is not self._estimate or self.run.running:
             return
         if isinstance(event, messages.Failed) and event.problem == "input":
-            self.view.need.setText(f"{event.message} {event.hint}".strip())
-            self.view.need.show()
+            show_text(self.view.need, f"{event.message} {event.hint}".strip())
         if not isinstance(event, messages.Done):
             return
         need = event.result
@@ -287,15 +281,13 @@ class SegmentDock(QWidget):
             text += f" ({need['tiles']} tiles)"
         if not need["fits"]:
             text += f"; only {memory(need['available'])} are free, so smaller tiles will be used"
-        self.view.need.setText(text + ".")
-        self.view.need.show()
+        show_text(self.view.need, text + ".")
 
     def _heard_hello(self, job: Any, event: Any) -> None:
         if isinstance(event, messages.Done):
             self.view.options.set_devices(session().engine.about)
         elif isinstance(event, messages.Failed | messages.Lost):
-            details = getattr(event, "details", "")
-            self.view.message.tell("error", event.message, event.hint, details)
+            self.view.message.tell_failure(event)
 
     # Running
 
@@ -310,11 +302,11 @@ class SegmentDock(QWidget):
             choices = self.choices(where)
             layer_array(choices.layer, choices.level)
         except TTTUNetError as error:
-            self.view.message.tell("error", error.message, error.hint)
+            self.view.message.tell_error(error)
             return
         if self._estimate is not None and self._estimate.state == "waiting":
             self._estimate.cancel()
-        self.view.result.clear()
+        show_text(self.view.result, "")
         self.run.start(choices)
         self.view.progress.report("waiting for the engine")
         self._activity.report("waiting for the engine", 0.0)
@@ -323,6 +315,12 @@ class SegmentDock(QWidget):
     def segment_view(self) -> None:
         """Segment what the canvas shows."""
         self.segment("view")
+        if self.run.running and self._in_3d:
+            self.view.message.tell("info", ALL_IS_SEEN)
+
+    @property
+    def _in_3d(self) -> bool:
+        return bool(self.viewer.dims.ndisplay == 3)
 
     def _decode(self) -> None:
         if self.run.can_decode and not self.run.running:
@@ -349,7 +347,7 @@ class SegmentDock(QWidget):
         text = f"{count} {many}{when}"
         if done.again:
             text += ", thresholds changed"
-        self.view.result.setText(text)
+        show_text(self.view.result, text)
         if count == 0:
             self.view.message.tell(
                 "info",
@@ -377,13 +375,14 @@ class SegmentDock(QWidget):
     def copy_command(self) -> None:
         """Put a command that does the same on the clipboard."""
         from tttunet.engine.batch import command_line
+        from tttunet.inference.files import expand_inputs
 
         try:
             choices = self.choices("whole")
+            (file,) = map(str, expand_inputs([_file(choices.layer)]))
         except ImageError as error:
-            self.view.message.tell("error", error.message, error.hint)
+            self.view.message.tell_error(error)
             return
-        file = _file(choices.layer)
         folder = file.rpartition("/")[0] or "."
         text = command_line(choices.request(file), folder) or ""
         QGuiApplication.clipboard().setText(text)
@@ -421,15 +420,13 @@ class SegmentDock(QWidget):
             self._go(by)
             return
         data = layer.data
-        in_background(lambda: (data, odd_first(data), by), self._ordered, self._unordered)
+        tell = self.view.message.tell_error
+        self._background.run(lambda: (data, odd_first(data), by), self._ordered, tell)
 
     def _ordered(self, found: tuple[Any, Objects, int]) -> None:
         data, objects, by = found
         self._objects, self._at = (data, objects), -1 if by > 0 else 0
         self._go(by)
-
-    def _unordered(self, error: Exception) -> None:
-        self.view.message.tell("error", f"The objects cannot be listed: {error}")
 
     def _go(self, by: int) -> None:
         layer = self.labels
@@ -438,41 +435,20 @@ class SegmentDock(QWidget):
         objects = self._objects[1]
         count = len(objects.numbers)
         if not count:
-            self.view.result.setText("There are no objects to check.")
+            show_text(self.view.result, "There are no objects to check.")
             return
         self._at = (self._at + by) % count
         number = int(objects.numbers[self._at])
         look_at(self.viewer, layer, objects.centres[self._at])
         layer.selected_label = number
-        self.view.result.setText(
+        show_text(
+            self.view.result,
             f"Object {number}: {self._at + 1} of {count} to check, "
-            f"{int(objects.sizes[self._at])} pixels"
+            f"{int(objects.sizes[self._at])} pixels",
         )
-
-
-def _read_models() -> list[dict[str, Any]]:
-    """The library as the engine lists it, but without waiting for jobs that run."""
-    import tttunet.engine.batch  # noqa: F401  # so that its first use later takes no time
-    from tttunet.engine.library import library
-
-    return library()
 
 
 def _file(layer: Any) -> str:
     """The file that an image was opened from; empty if there is none."""
     path = getattr(getattr(layer, "source", None), "path", None)
     return str(path) if path else ""
-
-
-def _weak(method: Callable[..., Any]) -> Callable[..., None]:
-    """Calls a method of a widget as long as there is one."""
-    from qtpy.compat import isalive
-
-    reference = weakref.WeakMethod(method)
-
-    def call(*arguments: Any) -> None:
-        found = reference()
-        if found is not None and isalive(getattr(found, "__self__", None)):
-            found(*arguments)
-
-    return call

@@ -7,18 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import (
-    QComboBox,
-    QFormLayout,
-    QHBoxLayout,
-    QLabel,
-    QLineEdit,
-    QToolButton,
-    QWidget,
-)
+from qtpy.QtWidgets import QLabel, QLineEdit, QToolButton, QWidget
 
 from napari_tttunet.axes import data_shape, guess_axes, parse_axes
-from napari_tttunet.widgets import Cleanup, explain
+from napari_tttunet.dock_work import Cleanup
+from napari_tttunet.widgets import combo_box, explain, form_layout, side_by_side, text_label
 from tttunet.errors import ImageError
 
 _ALL = "All channels"
@@ -47,28 +40,21 @@ class ImageChoice(QWidget):
         self._axes = ""
         self._as_rgb = True
         self._typed: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
-        self._watched: Any = None
+        self._watching = Cleanup()
         self._build()
         layers = viewer.layers
         for emitter in (layers.events.inserted, layers.events.removed, layers.events.reordered):
             cleanup.connect(emitter, self._list_layers)
         cleanup.connect(layers.selection.events.active, self._follow)
-        cleanup.add(self._unwatch)
+        cleanup.add(self._watching.close)
         self._list_layers()
 
     def _build(self) -> None:
-        form = QFormLayout(self)
-        form.setContentsMargins(0, 0, 0, 0)
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
-        self.image = explain(
-            QComboBox(),
+        form = form_layout(self)
+        self.image = combo_box(
             "image",
             "The image to segment. It follows the selected layer until you choose one here.",
         )
-        self.image.setSizeAdjustPolicy(
-            QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
-        )
-        self.image.setMinimumContentsLength(12)
         self.image.activated.connect(self._pick)
         self.pin = explain(
             QToolButton(),
@@ -79,11 +65,7 @@ class ImageChoice(QWidget):
         self.pin.setText("Pin")
         self.pin.setCheckable(True)
         self.pin.toggled.connect(self._follow)
-        row = QHBoxLayout()
-        row.setContentsMargins(0, 0, 0, 0)
-        row.addWidget(self.image, 1)
-        row.addWidget(self.pin)
-        form.addRow("Image", row)
+        form.addRow("Image", side_by_side(self.image, self.pin))
         self.axes_text = explain(
             QLineEdit(),
             "axes",
@@ -92,12 +74,9 @@ class ImageChoice(QWidget):
         )
         self.axes_text.textEdited.connect(self._edited)
         form.addRow("Axes", self.axes_text)
-        self.explanation = explain(QLabel(), "axes_explanation", "Where the axes come from")
-        self.explanation.setWordWrap(True)
+        self.explanation = text_label("axes_explanation", "Where the axes come from")
         form.addRow(self.explanation)
-        self.channel_choice = explain(
-            QComboBox(), "channel", "The channel that shows what is to be found."
-        )
+        self.channel_choice = combo_box("channel", "The channel that shows what is to be found.")
         self.channel_choice.activated.connect(lambda _: self.changed.emit())
         self._channel_label = QLabel("Channel")
         form.addRow(self._channel_label, self.channel_choice)
@@ -159,23 +138,14 @@ class ImageChoice(QWidget):
     def _choose(self, layer: Any) -> None:
         if layer is self.layer:
             return
-        self._unwatch()
+        self._watching.close()
         self.layer = layer
         if layer is not None:
-            self._watched = layer
             for name in ("data", "axis_labels", "units", "scale"):
                 if hasattr(layer.events, name):
-                    getattr(layer.events, name).connect(self._show)
-            layer.events.name.connect(self._renamed)
+                    self._watching.connect(getattr(layer.events, name), self._show)
+            self._watching.connect(layer.events.name, self._renamed)
         self._show()
-
-    def _unwatch(self) -> None:
-        layer, self._watched = self._watched, None
-        if layer is not None:
-            for name in ("data", "axis_labels", "units", "scale"):
-                if hasattr(layer.events, name):
-                    getattr(layer.events, name).disconnect(self._show)
-            layer.events.name.disconnect(self._renamed)
 
     def _renamed(self, *_: Any) -> None:
         for i in range(self.image.count()):

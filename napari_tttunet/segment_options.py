@@ -1,17 +1,31 @@
-"""The folded parts of the Segment dock: thresholds, options, and the card of a model."""
+"""The folded parts of the Segment dock: thresholds and options."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QCheckBox, QComboBox, QFormLayout, QLabel, QSpinBox, QWidget
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QDoubleSpinBox,
+    QLabel,
+    QSizePolicy,
+    QSlider,
+    QSpinBox,
+    QWidget,
+)
 
 from napari_tttunet.layers import levels, suggest_level
 from napari_tttunet.settings import Settings
-from napari_tttunet.widgets import NumberSlider, explain
+from napari_tttunet.widgets import (
+    combo_box,
+    device_name,
+    explain,
+    form_layout,
+    side_by_side,
+    text_label,
+)
 from tttunet.errors import ImageError
 
 #: Per threshold of the decoding: label, tooltip, lowest and highest value, whole numbers.
@@ -41,6 +55,7 @@ _SLIDERS: dict[str, tuple[str, str, float, float, bool]] = {
     "min_size": ("Smallest", "Objects of fewer pixels are left out.", 0, 500, True),
 }
 _AUTOMATIC = "Automatic"
+_STEPS = 1000
 
 
 class ThresholdSliders(QWidget):
@@ -56,8 +71,7 @@ class ThresholdSliders(QWidget):
         super().__init__(parent)
         self._settings, self._model = settings, ""
         self._defaults: dict[str, Any] = {}
-        form = QFormLayout(self)
-        form.setContentsMargins(8, 0, 0, 0)
+        form = form_layout(self, indent=8)
         self.sliders: dict[str, NumberSlider] = {}
         for name, (label, tooltip, low, high, whole) in _SLIDERS.items():
             slider = explain(NumberSlider(low, high, whole), name, tooltip)
@@ -104,8 +118,7 @@ class MoreOptions(QWidget):
     def __init__(self, settings: Settings, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._settings = settings
-        self._form = QFormLayout(self)
-        self._form.setContentsMargins(8, 0, 0, 0)
+        self._form = form_layout(self, indent=8)
         self.mirror = self._check(
             "mirror",
             "Average over mirrored images",
@@ -124,17 +137,16 @@ class MoreOptions(QWidget):
         self.tile.setValue(settings.get("segment.tile", 0))
         self.tile.valueChanged.connect(self._changed)
         self._form.addRow("Tile size", self.tile)
-        self.device = explain(
-            QComboBox(),
+        self.device = combo_box(
             "device",
             "What computes: a graphics card is much faster if there is one.",
+            [(_AUTOMATIC, "auto")],
         )
-        self.device.addItem(_AUTOMATIC, "auto")
         self.device.activated.connect(self._changed)
         self._form.addRow("Device", self.device)
-        self.used = explain(QLabel("Shown when the engine has started"), "device_used",
-                            "The device that will be used")  # fmt: skip
-        self.used.setWordWrap(True)
+        self.used = text_label(
+            "device_used", "The device that will be used", "Shown when the engine has started"
+        )
         self._form.addRow("", self.used)
         self.probabilities = self._check(
             "probabilities",
@@ -146,10 +158,8 @@ class MoreOptions(QWidget):
             "Also show uncertainty",
             "Adds an image layer that is bright where the network hesitates: look there first.",
         )
-        self.level = explain(
-            QComboBox(),
-            "level",
-            "The resolution of the pyramid that is segmented; finer takes longer.",
+        self.level = combo_box(
+            "level", "The resolution of the pyramid that is segmented; finer takes longer."
         )
         self.level.activated.connect(lambda _: self.changed.emit())
         self._level_label = QLabel("Resolution")
@@ -193,7 +203,8 @@ class MoreOptions(QWidget):
         if about:
             chosen = self.device.currentData()
             device = about.get("device", "cpu") if chosen == "auto" else chosen
-            threads = f", {about['threads']} threads" if device == "cpu" else ""
+            count = about.get("threads", 1)
+            threads = f", {count} thread{'s' * (count != 1)}" if device == "cpu" else ""
             self.used.setText(f"Will run on {device_name(device, about)}{threads}")
 
     def set_layer(self, layer: Any, axes: str) -> None:
@@ -212,40 +223,74 @@ class MoreOptions(QWidget):
             self.level.setCurrentIndex(0)
 
 
-def device_name(device: str, about: Mapping[str, Any]) -> str:
-    """`CPU`, or the name of a graphics card."""
-    return about.get("device_names", {}).get(device) or device.upper()
+class NumberSlider(QWidget):
+    """A slider with the number beside it, to drag or to type.
+
+    Args:
+        low, high: of the slider; a whole number may be typed above `high`.
+        whole: only whole numbers.
+
+    Attributes:
+        changed: the user changed the value.
+    """
+
+    changed = Signal()
+
+    def __init__(
+        self, low: float, high: float, whole: bool = False, parent: QWidget | None = None
+    ) -> None:
+        super().__init__(parent)
+        self._low, self._high, self._whole = low, high, whole
+        self.slider = QSlider(Qt.Orientation.Horizontal)
+        self.slider.setRange(0, int(high - low) if whole else _STEPS)
+        self.box: Any = _whole_box(int(low)) if whole else _decimal_box(low, high)
+        self.box.setKeyboardTracking(False)
+        policy = QSizePolicy.Policy
+        self.slider.setSizePolicy(policy.Expanding, policy.Fixed)
+        self.setLayout(side_by_side(self.slider, self.box))
+        self.slider.valueChanged.connect(self._dragged)
+        self.box.valueChanged.connect(self._typed)
+
+    @property
+    def value(self) -> float:
+        return int(self.box.value()) if self._whole else round(float(self.box.value()), 2)
+
+    def set(self, value: float) -> None:
+        """Show a value without telling of it."""
+        for widget in (self.slider, self.box):
+            widget.blockSignals(True)
+        self.box.setValue(int(value) if self._whole else float(value))
+        self.slider.setValue(self._place(float(value)))
+        for widget in (self.slider, self.box):
+            widget.blockSignals(False)
+
+    def _place(self, value: float) -> int:
+        share = (min(value, self._high) - self._low) / (self._high - self._low)
+        return round(share * self.slider.maximum())
+
+    def _dragged(self, place: int) -> None:
+        value = self._low + (self._high - self._low) * place / self.slider.maximum()
+        self.box.blockSignals(True)
+        self.box.setValue(round(value) if self._whole else value)
+        self.box.blockSignals(False)
+        self.changed.emit()
+
+    def _typed(self, value: float) -> None:
+        self.slider.blockSignals(True)
+        self.slider.setValue(self._place(float(value)))
+        self.slider.blockSignals(False)
+        self.changed.emit()
 
 
-def card_html(entry: Mapping[str, Any]) -> str:
-    """What a person should know before using a model, for a tooltip or a label."""
-    card = entry.get("card") or {}
-    if entry.get("error"):
-        return html.escape(str(entry["error"]))
-    kind = "single objects" if entry.get("task") == "instance" else "classes of pixels"
-    rows: list[tuple[str, Any]] = [("Finds", kind), ("Works in", f"{entry.get('dim')}D")]
-    trained = [str(source.get("title", "")) for source in card.get("data", ())]
-    rows += [("Trained on", "; ".join(filter(None, trained)))]
-    rows += [("Licence", card.get("licence")), ("Limits", card.get("limitations"))]
-    rows += [("Scores", "\n".join(_scores(card.get("scores") or {})))]
-    labels = ", ".join(str(label.get("name")) for label in entry.get("labels", ()))
-    rows.insert(1, ("Names", labels))
-    text = f"<b>{html.escape(str(card.get('title') or entry.get('name')))}</b>"
-    if card.get("description"):
-        text += f"<p>{html.escape(str(card['description']))}</p>"
-    for name, value in rows:
-        if value:
-            lines = html.escape(str(value)).replace("\n", "<br>")
-            text += f"<p><b>{name}:</b> {lines}</p>"
-    return text
+def _whole_box(low: int) -> QSpinBox:
+    box = QSpinBox()
+    box.setRange(low, 10_000_000)
+    return box
 
 
-def _scores(scores: Mapping[str, Any], where: str = "") -> Iterator[str]:
-    """A line per group of scores, with its first two numbers between 0 and 1."""
-    numbers = [(k, v) for k, v in scores.items() if isinstance(v, float) and 0 <= v <= 1]
-    if numbers:
-        shown = ", ".join(f"{k.replace('_', ' ')} {v:.2f}" for k, v in numbers[:2])
-        yield f"{where}: {shown}" if where else shown
-    for name, value in scores.items():
-        if isinstance(value, dict):
-            yield from _scores(value, f"{where} {name}".strip().replace("_", " "))
+def _decimal_box(low: float, high: float) -> QDoubleSpinBox:
+    box = QDoubleSpinBox()
+    box.setRange(low, high)
+    box.setDecimals(2)
+    box.setSingleStep(0.01)
+    return box

@@ -11,9 +11,10 @@ import numpy as np
 from qtpy.QtCore import QObject, Signal
 
 from napari_tttunet.axes import data_shape
+from napari_tttunet.dock_work import Background
 from napari_tttunet.geometry import Bounds, full_bounds, scale_bounds
 from napari_tttunet.layers import LabelGrid, image_fields, label_grid, layer_array, levels
-from napari_tttunet.regions import plane_bounds, shape_bounds, view_bounds
+from napari_tttunet.regions import displayed_axes, plane_bounds, shape_bounds, view_bounds
 from napari_tttunet.result_layers import (
     Composed,
     MapImages,
@@ -24,7 +25,6 @@ from napari_tttunet.result_layers import (
     show_map_images,
 )
 from napari_tttunet.session import session
-from napari_tttunet.widgets import in_background
 from tttunet.engine import messages
 from tttunet.engine.job import Job, Preview
 from tttunet.errors import ImageError, TTTUNetError
@@ -136,8 +136,14 @@ def chosen_parts(
     else:
         parts = [full_bounds(data_shape(layer))]
     if planes == "current":
-        here = plane_bounds(viewer, layer, axes)
         moving = "T" if dim == 3 else "TZ"
+        shape, shown = data_shape(layer), displayed_axes(viewer, layer)
+        if any(axes[axis] in moving and shape[axis] > 1 for axis in shown):
+            raise ImageError(
+                "The viewer shows several slices at once, so none of them is 'this slice'.",
+                "Switch it back to 2D, or choose all slices and frames.",
+            )
+        here = plane_bounds(viewer, layer, axes)
         parts = [
             tuple(
                 at if letter in moving and at[1] - at[0] == 1 else along
@@ -202,6 +208,7 @@ class SegmentRun(QObject):
     def __init__(self, viewer: Any) -> None:
         super().__init__()
         self.layers = ResultLayers(viewer)
+        self._background = Background(self)
         self._viewer = weakref.ref(viewer)
         self._job: Job | None = None
         self._token: object = None
@@ -367,7 +374,7 @@ class SegmentRun(QObject):
                 )
             return token, part, result, composed, images
 
-        in_background(work, self._show, self._broken)
+        self._background.run(work, self._show, self._broken)
 
     def _broken(self, error: Exception) -> None:
         hint = "" if isinstance(error, TTTUNetError) else "Choose a smaller region."

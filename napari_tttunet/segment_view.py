@@ -7,7 +7,6 @@ from typing import Any
 
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import (
-    QComboBox,
     QFormLayout,
     QHBoxLayout,
     QLabel,
@@ -21,10 +20,23 @@ from napari_tttunet.result_layers import is_accepted
 from napari_tttunet.segment_image import ImageChoice
 from napari_tttunet.segment_options import MoreOptions, ThresholdSliders
 from napari_tttunet.settings import Settings
-from napari_tttunet.widgets import FoldingSection, MessageLabel, ProgressLine, explain
+from napari_tttunet.widgets import (
+    FoldingSection,
+    MessageLabel,
+    ProgressLine,
+    choose,
+    combo_box,
+    explain,
+    form_layout,
+    show_text,
+    side_by_side,
+    text_label,
+)
 
-_WHERE = {"whole": "Whole image", "view": "What I see now", "shapes": "Rectangles I drew"}
-_PLANES = {"all": "All slices and frames", "current": "Only this slice"}
+_WHERE = (("Whole image", "whole"), ("What I see now", "view"), ("Rectangles I drew", "shapes"))
+_PLANES = (("All slices and frames", "all"), ("Only this slice", "current"))
+#: What 'What I see now' means where the viewer shows a volume.
+ALL_IS_SEEN = "In the 3D view, all of the image counts as seen."
 _TIPS = {
     "accept": "Mark these labels as right: they get a tick and are never replaced.",
     "next_object": "Go to the next object to check; those of unusual size come first.",
@@ -62,17 +74,31 @@ class SegmentView(QWidget):
         self.card_button.toggled.connect(self.card.setVisible)
         layout.addWidget(self.card)
         layout.addLayout(self._where_form())
-        layout.addWidget(self._fold("More options", self.options, "more_options", False))
-        self.need = explain(QLabel(), "need", "What will be needed, before you begin")
-        self.need.setWordWrap(True)
+        layout.addWidget(
+            FoldingSection(
+                "More options",
+                self.options,
+                "more_options_button",
+                settings,
+                "segment.more_options",
+            )
+        )
+        self.need = text_label("need", "What will be needed, before you begin")
         layout.addWidget(self.need)
         layout.addLayout(self._buttons())
         layout.addWidget(self.progress)
         layout.addWidget(self.message)
-        self.result = explain(QLabel(), "result", "What was found")
-        self.result.setWordWrap(True)
+        self.result = text_label("result", "What was found")
+        self.result.hide()
         layout.addWidget(self.result)
-        self.adjust = self._fold("Adjust the result", self.thresholds, "adjust", True)
+        self.adjust = FoldingSection(
+            "Adjust the result",
+            self.thresholds,
+            "adjust_button",
+            settings,
+            "segment.adjust",
+            opened=True,
+        )
         layout.addWidget(self.adjust)
         layout.addWidget(self._checking())
         self.copy_command = explain(
@@ -84,61 +110,39 @@ class SegmentView(QWidget):
         layout.addWidget(self.copy_command)
         layout.addStretch(1)
 
-    def _combo(self, name: str, tooltip: str) -> QComboBox:
-        combo: QComboBox = explain(QComboBox(), name, tooltip)
-        combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        combo.setMinimumContentsLength(12)
-        return combo
-
-    def _form(self) -> QFormLayout:
-        form = QFormLayout()
-        form.setContentsMargins(0, 0, 0, 0)
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.ExpandingFieldsGrow)
-        return form
-
     def _model_form(self) -> QFormLayout:
-        form = self._form()
-        self.model = self._combo("model", "The model that finds the objects")
+        form = form_layout()
+        self.model = combo_box("model", "The model that finds the objects")
         self.card_button = explain(
             QToolButton(), "model_info", "Show what this model was trained on, and how good it is"
         )
         self.card_button.setText("i")
         self.card_button.setCheckable(True)
-        row = QHBoxLayout()
-        row.setContentsMargins(0, 0, 0, 0)
-        row.addWidget(self.model, 1)
-        row.addWidget(self.card_button)
-        form.addRow("Model", row)
-        self.dimensions = explain(
-            QLabel(), "dimensions", "Whether slices are segmented one by one or together"
+        form.addRow("Model", side_by_side(self.model, self.card_button))
+        self.dimensions = text_label(
+            "dimensions", "Whether slices are segmented one by one or together"
         )
-        self.dimensions.setWordWrap(True)
         form.addRow(self.dimensions)
         return form
 
     def _where_form(self) -> QFormLayout:
-        form = self._form()
-        self.where = self._combo("where", "The part of the image that is segmented")
-        for value, text in _WHERE.items():
-            self.where.addItem(text, value)
+        form = form_layout()
+        self.where = combo_box("where", "The part of the image that is segmented", _WHERE)
         form.addRow("Where", self.where)
-        self.shapes = self._combo(
+        self.shapes = combo_box(
             "shapes", "The layer in which you drew rectangles; the selected ones count, or all"
         )
         self._shapes_label = QLabel("Drawn in")
         form.addRow(self._shapes_label, self.shapes)
-        self.planes = self._combo(
-            "planes", "All slices and time points, or only those that the sliders stand at"
+        self.planes = combo_box(
+            "planes",
+            "All slices and time points, or only those that the sliders stand at",
+            _PLANES,
         )
-        for value, text in _PLANES.items():
-            self.planes.addItem(text, value)
         self._planes_label = QLabel("Slices")
         form.addRow(self._planes_label, self.planes)
         for combo in (self.where, self.planes):
-            key = f"segment.{combo.objectName()}"
-            combo.setCurrentIndex(
-                max(combo.findData(self._settings.get(key, combo.itemData(0))), 0)
-            )
+            choose(combo, self._settings.get(f"segment.{combo.objectName()}", ""))
             combo.activated.connect(self._picked)
         self.shapes.activated.connect(self._picked)
         return form
@@ -149,42 +153,26 @@ class SegmentView(QWidget):
         self._settings.save_soon()
         self.changed.emit()
 
-    def _fold(self, title: str, content: QWidget, name: str, opened: bool) -> FoldingSection:
-        section = FoldingSection(title, content)
-        explain(section.button, f"{name}_button", f"Show or hide: {title.lower()}")
-        section.open(self._settings.get(f"segment.{name}", opened))
-
-        def remember(now: bool) -> None:
-            self._settings.set(f"segment.{name}", now)
-            self._settings.save_soon()
-
-        section.toggled.connect(remember)
-        return section
-
     def _buttons(self) -> QHBoxLayout:
-        row = QHBoxLayout()
         self.segment = explain(QPushButton("Segment"), "segment", _TIPS["segment_view"])
         self.segment.setStyleSheet("font-weight: bold; padding: 5px;")
         self.cancel = explain(
             QPushButton("Cancel"), "cancel", "Stop; labels that were there before stay as they are"
         )
         self.cancel.setStyleSheet("padding: 5px;")
-        row.addWidget(self.segment)
-        row.addWidget(self.cancel)
-        return row
+        return side_by_side(self.segment, self.cancel)
 
     def _checking(self) -> QWidget:
         self.checking = QWidget()
-        row = QHBoxLayout(self.checking)
-        row.setContentsMargins(0, 0, 0, 0)
+        self.previous = explain(QPushButton("Previous"), "previous_object")
+        self.next = explain(QPushButton("Next"), "next_object")
+        self.toggle = explain(QPushButton("Show/hide"), "toggle_labels")
+        self.accept = explain(QPushButton("Accept"), "accept")
+        row = side_by_side(self.previous, self.next, self.toggle, self.accept, stretch=0)
         row.setSpacing(4)
-        self.previous = explain(QPushButton("Previous"), "previous_object", "")
-        self.next = explain(QPushButton("Next"), "next_object", "")
-        self.toggle = explain(QPushButton("Hide"), "toggle_labels", "")
-        self.accept = explain(QPushButton("Accept"), "accept", "")
         for button in (self.previous, self.next, self.toggle, self.accept):
             button.setMinimumWidth(40)
-            row.addWidget(button)
+        self.checking.setLayout(row)
         return self.checking
 
     def name_keys(self, text: Callable[[str], str]) -> None:
@@ -232,7 +220,9 @@ class SegmentView(QWidget):
             place = layers.index(chosen) if chosen in layers else len(layers) - 1
             self.shapes.setCurrentIndex(place)
 
-    def show_dimensions(self, entry: Mapping[str, Any], image: ImageChoice) -> None:
+    def show_dimensions(
+        self, entry: Mapping[str, Any], image: ImageChoice, in_3d: bool = False
+    ) -> None:
         """Say how slices and frames are taken, and offer the choices that make sense."""
         slices, frames = image.size_of("Z"), image.size_of("T")
         text = ""
@@ -244,8 +234,9 @@ class SegmentView(QWidget):
                 text = "3D model, but the image has no Z axis: choose a 2D model."
         if frames > 1:
             text += f" {frames} time points, one by one."
-        self.dimensions.setText(text.strip())
-        self.dimensions.setVisible(bool(text))
+        if self.where_choice == "view" and in_3d:
+            text += f" {ALL_IS_SEEN}"
+        show_text(self.dimensions, text.strip())
         several = frames > 1 or (slices > 1 and entry.get("dim") != 3)
         self.planes.setVisible(several)
         self._planes_label.setVisible(several)

@@ -1,31 +1,42 @@
-"""Small widgets that the docks share; Qt only."""
+"""The parts that the docks are made of: labelled controls, folded sections, messages, progress.
+
+Qt only; what docks do in the background is in `dock_work`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from qtpy.QtCore import QObject, QSize, Qt, QTimer, Signal
+from qtpy.QtCore import QSize, Qt
 from qtpy.QtWidgets import (
-    QDoubleSpinBox,
+    QComboBox,
+    QFormLayout,
     QFrame,
+    QGridLayout,
     QHBoxLayout,
     QLabel,
     QPlainTextEdit,
     QProgressBar,
+    QPushButton,
     QScrollArea,
     QSizePolicy,
-    QSlider,
-    QSpinBox,
     QToolButton,
     QVBoxLayout,
     QWidget,
 )
 
+from napari_tttunet.dock_work import delayed
+from napari_tttunet.settings import Settings
+from tttunet.errors import TTTUNetError
+
 _COLOURS = {"error": "#d9534f", "warning": "#e0a030", "info": "#5b8fc7"}
+#: Of a progress bar.
 _STEPS = 1000
-#: Milliseconds between two changes of the bar in napari's activity dock.
-_ACTIVITY_EVERY = 200
+_POLICY = QSizePolicy.Policy
+
+
+# Words
 
 
 def duration(seconds: float) -> str:
@@ -43,7 +54,26 @@ def memory(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 0.95e9 else f"{max(size / 1e6, 1):.0f} MB"
 
 
-def explain(widget: QWidget, name: str, tooltip: str) -> Any:
+def plain_hint(hint: str) -> str:
+    """A hint of the command line in the words of a dock, which has no options that begin --."""
+    if "--overwrite" in hint:
+        return "Choose another name, or allow to replace it."
+    if "--configuration" in hint:
+        return hint.replace("with --configuration: ", "as the configuration: ")
+    if "--fold" in hint:
+        return "Choose the checkpoint file (.pth) in one of these folders."
+    return hint.replace(" (--name)", "").replace("--output", "folder")
+
+
+def device_name(device: str, about: Mapping[str, Any]) -> str:
+    """`CPU`, or the name of a graphics card; `about` is the engine's."""
+    return about.get("device_names", {}).get(device) or device.upper()
+
+
+# Controls
+
+
+def explain(widget: QWidget, name: str, tooltip: str = "") -> Any:
     """Gives a control its name (for tests and screen readers) and its tooltip; returns it."""
     widget.setObjectName(name)
     widget.setToolTip(tooltip)
@@ -52,18 +82,92 @@ def explain(widget: QWidget, name: str, tooltip: str) -> Any:
     return widget
 
 
-class Scrolling(QScrollArea):
-    """Shows a tall widget on a small screen; never scrolls sideways."""
+def text_label(name: str, tooltip: str = "", text: str = "") -> QLabel:
+    """Plain text that is broken into lines, needs no width of its own, and can be copied."""
+    label: QLabel = explain(QLabel(text), name, tooltip)
+    label.setTextFormat(Qt.TextFormat.PlainText)
+    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+    label.setWordWrap(True)
+    label.setSizePolicy(_POLICY.Ignored, _POLICY.Minimum)
+    return label
 
-    def __init__(self, content: QWidget, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
+
+def show_text(label: QLabel, text: str) -> None:
+    """Show a text; without one there is no gap either."""
+    label.setText(text)
+    label.setVisible(bool(text))
+
+
+def combo_box(name: str, tooltip: str, choices: Iterable[tuple[str, Any]] = ()) -> QComboBox:
+    """A combo box that long entries do not widen; `choices` are texts and data."""
+    combo: QComboBox = explain(QComboBox(), name, tooltip)
+    combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+    combo.setMinimumContentsLength(12)
+    for text, data in choices:
+        combo.addItem(text, data)
+    return combo
+
+
+def choose(combo: QComboBox, value: Any, add: bool = False) -> None:
+    """Choose the entry with this data, if there is one; with `add` it is made."""
+    place = combo.findData(value)
+    if place < 0 and add and value:
+        combo.addItem(str(value), value)
+        place = combo.count() - 1
+    if place >= 0:
+        combo.setCurrentIndex(place)
+
+
+def form_layout(parent: QWidget | None = None, indent: int = 0) -> QFormLayout:
+    """Labels beside controls that take all the width, with no margins but `indent` at the left."""
+    form = QFormLayout(parent) if parent is not None else QFormLayout()
+    form.setContentsMargins(indent, 0, 0, 0)
+    form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+    return form
+
+
+def side_by_side(*widgets: QWidget, stretch: int = 1) -> QHBoxLayout:
+    """A row without margins; the first widget gets the spare width."""
+    row = QHBoxLayout()
+    row.setContentsMargins(0, 0, 0, 0)
+    for place, widget in enumerate(widgets):
+        row.addWidget(widget, 0 if place else stretch)
+    return row
+
+
+def button_grid(buttons: Sequence[QPushButton]) -> QGridLayout:
+    """Buttons in two columns of the same width, however narrow the dock is."""
+    grid = QGridLayout()
+    grid.setContentsMargins(0, 0, 0, 0)
+    for place, button in enumerate(buttons):
+        button.setSizePolicy(_POLICY.Ignored, _POLICY.Fixed)
+        grid.addWidget(button, place // 2, place % 2)
+    return grid
+
+
+# Arrangement
+
+
+class Scrolling(QScrollArea):
+    """Shows a tall widget on a small screen; never scrolls sideways.
+
+    Args:
+        content: what is shown.
+        dock: a widget that it fills.
+    """
+
+    def __init__(self, content: QWidget, dock: QWidget) -> None:
+        super().__init__()
         self.setWidgetResizable(True)
         self.setFrameShape(QFrame.Shape.NoFrame)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self._content = content
         self.setWidget(content)
+        layout = QVBoxLayout(dock)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self)
 
-    def minimumSizeHint(self) -> QSize:  # noqa: N802
+    def minimumSizeHint(self) -> QSize:  # noqa: N802 (Qt's name)
         return QSize(min(self._content.minimumSizeHint().width() + 16, 320), 120)
 
     def sizeHint(self) -> QSize:  # noqa: N802
@@ -74,54 +178,67 @@ class Scrolling(QScrollArea):
 class FoldingSection(QWidget):
     """A title that shows or hides what is below it.
 
-    Attributes:
-        toggled: the user opened (True) or closed it.
+    Args:
+        title: on the button.
+        content: what is shown or hidden.
+        name: of the button.
+        settings: remember there, as `key`, whether it is open.
+        opened: at the first time.
     """
 
-    toggled = Signal(bool)
-
-    def __init__(self, title: str, content: QWidget, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
+    def __init__(
+        self,
+        title: str,
+        content: QWidget,
+        name: str,
+        settings: Settings | None = None,
+        key: str = "",
+        opened: bool = False,
+    ) -> None:
+        super().__init__()
         self.content = content
-        self.button = QToolButton()
+        self._settings, self._key = settings, key
+        self.button = explain(QToolButton(), name, f"Show or hide: {title.lower()}")
         self.button.setText(title)
         self.button.setCheckable(True)
         self.button.setAutoRaise(True)
         self.button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
         self.button.setStyleSheet("QToolButton { border: none; text-align: left; }")
-        self.button.toggled.connect(self._show)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(2)
         layout.addWidget(self.button)
         layout.addWidget(content)
-        self._show(False)
+        self.button.setChecked(settings.get(key, opened) if settings is not None else opened)
+        self._show(self.button.isChecked())
+        self.button.toggled.connect(self._toggled)
 
-    def open(self, opened: bool = True) -> None:
-        self.button.setChecked(opened)
+    def _toggled(self, opened: bool) -> None:
+        self._show(opened)
+        if self._settings is not None:
+            self._settings.set(self._key, opened)
+            self._settings.save_soon()
 
     def _show(self, opened: bool) -> None:
         arrow = Qt.ArrowType.DownArrow if opened else Qt.ArrowType.RightArrow
         self.button.setArrowType(arrow)
         self.content.setVisible(opened)
-        self.toggled.emit(opened)
+
+
+# What happens
 
 
 class MessageLabel(QFrame):
     """One sentence and a hint in a coloured border, with details on request; hidden when empty."""
 
-    def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
+    def __init__(self) -> None:
+        super().__init__()
         self.setObjectName("message")
-        self.label = QLabel()
-        self.label.setObjectName("message_text")
-        self.label.setWordWrap(True)
-        self.label.setTextFormat(Qt.TextFormat.PlainText)
-        self.label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        self.more = QToolButton()
+        self.label = text_label("message_text")
+        self.more = explain(
+            QToolButton(), "message_details", "Show what to send with a report of this problem"
+        )
         self.more.setText("Details")
-        self.more.setObjectName("message_details")
-        self.more.setToolTip("Show what to send with a report of this problem")
         self.more.setCheckable(True)
         self.details = QPlainTextEdit()
         self.details.setReadOnly(True)
@@ -132,6 +249,7 @@ class MessageLabel(QFrame):
         for widget in (self.label, self.more, self.details):
             layout.addWidget(widget)
         self.kind = ""
+        self._told = delayed(self, 0, self._scroll_here)
         self.clear()
 
     @property
@@ -154,7 +272,7 @@ class MessageLabel(QFrame):
             details: a traceback or the like.
         """
         self.kind = kind
-        self.label.setText(f"{message} {hint}".strip())
+        self.label.setText(f"{message} {plain_hint(hint)}".strip())
         self.setStyleSheet(
             f"#message {{ border: 1px solid {_COLOURS[kind]}; border-radius: 3px; }}"
         )
@@ -163,205 +281,76 @@ class MessageLabel(QFrame):
         self.more.setChecked(False)
         self.details.setVisible(False)
         self.show()
+        self._told.start()  # when it has its place
+
+    def _scroll_here(self) -> None:
+        above = self.parentWidget()
+        while above is not None and not isinstance(above, Scrolling):
+            above = above.parentWidget()
+        if above is not None and self.kind:
+            above.ensureWidgetVisible(self)
+
+    def tell_error(self, error: Exception) -> None:
+        """Show what went wrong."""
+        if isinstance(error, TTTUNetError):
+            self.tell("error", error.message, error.hint)
+        else:
+            self.tell("error", f"Unexpected {type(error).__name__}: {error}")
+
+    def tell_failure(self, event: Any) -> None:
+        """Show why a job of the engine failed or was lost."""
+        self.tell("error", event.message, event.hint, getattr(event, "details", ""))
 
 
 class ProgressLine(QWidget):
-    """A bar, the stage and the time left; hidden when nothing runs."""
+    """A bar while something runs, and a line of text; hidden when there is nothing to tell.
 
-    def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
-        self.bar = QProgressBar()
-        self.bar.setObjectName("progress_bar")
+    Args:
+        name: of the bar; that of the text is `{name}_text`.
+        button: shown beside the bar, with it.
+    """
+
+    def __init__(self, name: str = "progress", button: QPushButton | None = None) -> None:
+        super().__init__()
+        self.bar = explain(QProgressBar(), name, "How far it is")
         self.bar.setTextVisible(False)
         self.bar.setMaximumHeight(10)
-        self.label = QLabel()
-        self.label.setObjectName("progress_text")
+        self.label = text_label(f"{name}_text")
+        self._moving = QWidget()
+        self._moving.setLayout(side_by_side(self.bar, *([button] if button else [])))
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(2)
-        layout.addWidget(self.bar)
+        layout.addWidget(self._moving)
         layout.addWidget(self.label)
-        self.hide()
+        self.finish()
+
+    @property
+    def text(self) -> str:
+        return self.label.text()
 
     def report(self, stage: str, fraction: float = 0.0, eta: float | None = None) -> None:
-        """A stage of unknown length has the fraction 0."""
-        self.bar.setRange(0, 100 if fraction > 0 else 0)
-        self.bar.setValue(round(100 * fraction))
+        """Show a stage of a job; one of unknown length has the fraction 0."""
         text = stage[:1].upper() + stage[1:]
         if fraction > 0:
             text += f": {fraction:.0%}"
         if eta is not None and fraction < 1:
             text += f", {duration(eta)} left"
-        self.label.setText(text)
-        self.show()
+        self.move_to(fraction, text)
 
-    def finish(self) -> None:
-        self.label.clear()
-        self.hide()
+    def move_to(self, fraction: float, text: str) -> None:
+        """Show the bar, and a text of one's own."""
+        self.bar.setRange(0, _STEPS if fraction > 0 else 0)
+        self.bar.setValue(round(_STEPS * fraction))
+        self._moving.show()
+        self.say(text)
 
+    def say(self, text: str) -> None:
+        """Show another text; the bar stays as it is."""
+        show_text(self.label, text)
+        self.setVisible(bool(text) or not self._moving.isHidden())
 
-class ActivityBar(QObject):
-    """A bar in napari's activity dock, while it is open.
-
-    napari handles all waiting events whenever such a bar changes. In the middle of something (a
-    layer that is being removed, an event of the engine) that would draw what is half done, so
-    changes wait until nothing else is under way.
-    """
-
-    def __init__(self, parent: QObject | None = None) -> None:
-        super().__init__(parent)
-        self._bar: Any = None
-        self._wanted: tuple[str, int] | None = None
-        self._drawing = False
-        self._timer = QTimer(self)
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(_ACTIVITY_EVERY)
-        self._timer.timeout.connect(self._draw)
-
-    def report(self, text: str, fraction: float) -> None:
-        """Show what is under way; the first call opens the bar."""
-        self._wanted = text, round(100 * fraction)
-        if not self._timer.isActive():
-            self._timer.start()
-
-    def close(self) -> None:
-        """Remove the bar."""
-        self._wanted = None
-        if not self._drawing:
-            self._remove()
-
-    def _draw(self) -> None:
-        from napari.utils import progress
-
-        if self._drawing or self._wanted is None:
-            return
-        self._drawing = True
-        try:
-            text, percent = self._wanted
-            if self._bar is None:
-                self._bar = progress(total=100, desc=text)
-            elif self._bar.desc.removesuffix(": ") != text:
-                self._bar.set_description(text)
-            if percent > self._bar.n:
-                self._bar.update(percent - self._bar.n)
-        finally:
-            self._drawing = False
-        if self._wanted is None:  # it was closed meanwhile
-            self._remove()
-
-    def _remove(self) -> None:
-        from napari.utils import progress
-
-        bar, self._bar = self._bar, None
-        if bar is not None and bar in progress._all_instances:  # else napari closed it
-            bar.close()
-
-
-class NumberSlider(QWidget):
-    """A slider with the number beside it, to drag or to type.
-
-    Args:
-        low, high: of the slider; a whole number may be typed above `high`.
-        whole: only whole numbers.
-
-    Attributes:
-        changed: the user changed the value.
-    """
-
-    changed = Signal()
-
-    def __init__(
-        self, low: float, high: float, whole: bool = False, parent: QWidget | None = None
-    ) -> None:
-        super().__init__(parent)
-        self._low, self._high, self._whole = low, high, whole
-        self.slider = QSlider(Qt.Orientation.Horizontal)
-        self.slider.setRange(0, int(high - low) if whole else _STEPS)
-        self.box: Any = _whole_box(int(low)) if whole else _decimal_box(low, high)
-        self.box.setKeyboardTracking(False)
-        policy = QSizePolicy.Policy
-        self.slider.setSizePolicy(policy.Expanding, policy.Fixed)
-        layout = QHBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self.slider)
-        layout.addWidget(self.box)
-        self.slider.valueChanged.connect(self._dragged)
-        self.box.valueChanged.connect(self._typed)
-
-    @property
-    def value(self) -> float:
-        return int(self.box.value()) if self._whole else round(float(self.box.value()), 2)
-
-    def set(self, value: float) -> None:
-        """Show a value without telling of it."""
-        for widget in (self.slider, self.box):
-            widget.blockSignals(True)
-        self.box.setValue(int(value) if self._whole else float(value))
-        self.slider.setValue(self._place(float(value)))
-        for widget in (self.slider, self.box):
-            widget.blockSignals(False)
-
-    def _place(self, value: float) -> int:
-        share = (min(value, self._high) - self._low) / (self._high - self._low)
-        return round(share * self.slider.maximum())
-
-    def _dragged(self, place: int) -> None:
-        value = self._low + (self._high - self._low) * place / self.slider.maximum()
-        self.box.blockSignals(True)
-        self.box.setValue(round(value) if self._whole else value)
-        self.box.blockSignals(False)
-        self.changed.emit()
-
-    def _typed(self, value: float) -> None:
-        self.slider.blockSignals(True)
-        self.slider.setValue(self._place(float(value)))
-        self.slider.blockSignals(False)
-        self.changed.emit()
-
-
-def _whole_box(low: int) -> QSpinBox:
-    box = QSpinBox()
-    box.setRange(low, 10_000_000)
-    return box
-
-
-def _decimal_box(low: float, high: float) -> QDoubleSpinBox:
-    box = QDoubleSpinBox()
-    box.setRange(low, high)
-    box.setDecimals(2)
-    box.setSingleStep(0.01)
-    return box
-
-
-class Cleanup:
-    """What must be undone when a widget goes, whoever destroys it.
-
-    Args:
-        widget: its `destroyed` calls everything; nothing here refers to the widget.
-    """
-
-    def __init__(self, widget: QWidget) -> None:
-        self._calls: list[Callable[[], object]] = []
-        widget.destroyed.connect(lambda *_: self.close())
-
-    def add(self, call: Callable[[], object]) -> None:
-        self._calls.append(call)
-
-    def connect(self, emitter: Any, callback: Callable[..., Any]) -> None:
-        """Connect to an event of napari, until the widget goes."""
-        emitter.connect(callback)
-        self.add(lambda: emitter.disconnect(callback))
-
-    def close(self) -> None:
-        """Undo all, in the reverse order; a second call does nothing."""
-        while self._calls:
-            self._calls.pop()()
-
-
-def in_background(
-    work: Callable[[], Any], then: Callable[[Any], None], failed: Callable[[Exception], None]
-) -> None:
-    """Do something in a thread; `then` and `failed` are methods of QObjects, called in theirs."""
-    from napari.qt.threading import create_worker
-
-    create_worker(work, _connect={"returned": then, "errored": failed})
+    def finish(self, text: str = "") -> None:
+        """Hide the bar; `text` stays."""
+        self._moving.hide()
+        self.say(text)

@@ -23,7 +23,10 @@ DEFAULT_MODEL = "nuclei"
 def segment(
     context: typer.Context,
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT", help="Files, folders or globs ('*.tif').")
+        list[str],
+        typer.Argument(
+            metavar="INPUT", help="Files, folders (also of DICOM slices) or globs ('*.tif')."
+        ),
     ],
     output: Annotated[
         str,

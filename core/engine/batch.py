@@ -31,11 +31,12 @@ class Batch(StrictModel):
 
     Attributes:
         version: of this format.
-        inputs: files, folders and globs.
+        inputs: files, folders and globs; a folder of DICOM slices is one image.
         output: folder of the results; for a single image also the name of the label file.
         model: name or path.
         ending: what the names of label files end in.
-        format: of the label files; `auto` keeps NIfTI, NRRD and MHA, and makes OME-TIFF of others.
+        format: of the label files; `auto` keeps NIfTI, NRRD and MHA, makes NRRD of DICOM, and
+            OME-TIFF of others.
         overlay: write a picture with outlines.
         table: write a table of the objects.
         axes: one letter per dimension, if the files do not say it.
@@ -192,16 +193,47 @@ def command_line(request: Segment, output: str) -> str | None:
         return None
     words = ["tttunet", "segment", request.image.path, "--output", output]
     words += ["--model", request.model]
-    options = {
-        "--axes": request.image.axes,
-        "--channel": request.channel,
-        "--device": request.device if request.device != "auto" else "",
-        "--tile": ",".join(map(str, request.tile)),
-        "--overlap": str(request.overlap) if request.overlap != Segment.overlap else "",
-    }
-    for name, value in options.items():
-        words += [name, value] if value else []
-    words += ["--tta"] if request.mirror else []
-    for name, value in request.decoding.items():
+    fields = {name: getattr(request, name) for name in _OPTIONS if name != "axes"}
+    return shlex.join(words + _options({**fields, "axes": request.image.axes}))
+
+
+def segment_command(plan: Mapping[str, Any]) -> str | None:
+    """The `tttunet segment` that does what a batch does; None if it has no such options.
+
+    Args:
+        plan: the fields of a batch file; of those that are missing the defaults count.
+    """
+    if plan["ending"] != LABELS_ENDING or plan["format"] != "auto":
+        return None
+    words = ["tttunet", "segment", *map(str, plan["inputs"]), "--engine"]
+    words += ["--output", plan["output"] or "labels/", "--model", plan["model"]]
+    words += [f"--{name}" for name in ("overlay", "table") if plan[name]]
+    words += ["--overwrite"] if plan["existing"] == "overwrite" else []
+    return shlex.join(words + _options(plan))
+
+
+#: What a request and a batch have in common, and what it usually is.
+_OPTIONS: dict[str, Any] = {
+    "axes": "",
+    "channel": "",
+    "device": "auto",
+    "tile": (),
+    "overlap": Segment.overlap,
+    "mirror": False,
+    "decoding": {},
+}
+
+
+def _options(given: Mapping[str, Any]) -> list[str]:
+    """Options of `tttunet segment` for what is not as usual."""
+    found = {name: given.get(name) or usual for name, usual in _OPTIONS.items()}
+    found["overlap"] = given.get("overlap", Segment.overlap)  # 0 means none
+    words = []
+    for name in ("axes", "channel", "device", "tile", "overlap"):
+        value = found[name]
+        text = ",".join(map(str, value)) if name == "tile" else str(value)
+        words += [f"--{name}", text] if value != _OPTIONS[name] else []
+    words += ["--tta"] if found["mirror"] else []
+    for name, value in found["decoding"].items():
         words += ["--decoding", f"{name}={json.dumps(value)}"]
-    return shlex.join(words)
+    return words

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tttunet.errors import ImageError, OutputError
 from tttunet.files import check_output
+from tttunet.imaging.itk import is_dicom
 from tttunet.imaging.readers import SUFFIXES, image_stem, image_suffix
 from tttunet.imaging.writers import LABEL_SUFFIXES
 
@@ -34,6 +35,8 @@ _GEOMETRY_SUFFIXES = {
 }
 _LABEL_SUFFIX = ".ome.tif"
 OFFERED_SUFFIXES = (_LABEL_SUFFIX, ".nii.gz", ".nrrd", ".mha")
+#: A DICOM series is a folder; of these formats this one has its coordinates.
+_DICOM_LABEL_SUFFIX = ".nrrd"
 #: What the name of a label file ends in.
 LABELS_ENDING = "_labels"
 _OVERLAY_ENDING = "_overlay"
@@ -71,6 +74,8 @@ def expand_inputs(patterns: Sequence[str], ending: str = LABELS_ENDING) -> list[
 
     Of folders (without their subfolders) and globs, files of other types, hidden files and what
     was written there by us (`*_labels.*`, `*_overlay.png`, `*_adaptation.ome.tif`) are passed over.
+    A folder with DICOM slices in it is one image, whether it is named, lies in a named folder, or
+    matches a glob.
 
     Args:
         patterns: the names.
@@ -91,6 +96,7 @@ def _expand(pattern: str, ending: str) -> list[Path]:
     path = Path(pattern).expanduser()
     if path.is_dir():
         images = _images(path.iterdir(), ending)
+        images += [path] if _is_series(path) else []
         if not images:
             raise ImageError(f"There is no image in the folder '{path}'.", _known_types())
         return images
@@ -110,15 +116,18 @@ def _images(paths: Iterator[Path], ending: str) -> list[Path]:
     return sorted(
         path
         for path in paths
-        if image_suffix(path)
-        and path.is_file()
-        and not path.name.startswith(".")
+        if not path.name.startswith(".")
+        and (_is_series(path) or (image_suffix(path) and path.is_file()))
         and not image_stem(path).endswith((ending, *_OUR_ENDINGS))
     )
 
 
+def _is_series(path: Path) -> bool:
+    return path.is_dir() and os.access(path, os.R_OK | os.X_OK) and is_dicom(path)
+
+
 def _known_types() -> str:
-    return f"Known types: {', '.join(sorted(SUFFIXES))}."
+    return f"Known types: {', '.join(sorted(SUFFIXES))}, and folders of DICOM slices."
 
 
 def plan_jobs(
@@ -141,7 +150,7 @@ def plan_jobs(
         existing: what to do with results that are there already.
         ending: what the names of label files end in.
         suffix: format of the label files; empty: that of the image where it keeps the geometry,
-            else OME-TIFF.
+            NRRD for DICOM, else OME-TIFF.
 
     Raises:
         OutputError: two images would write the same file, an image would be overwritten by its
@@ -154,8 +163,11 @@ def plan_jobs(
         if as_file:
             labels, base = target, target.with_name(_base_name(target))
         else:
-            base = target / image_stem(source)
+            # The dots in the name of a folder (1.2.840) begin no suffix.
+            series = source.is_dir()
+            base = target / (source.name if series else image_stem(source))
             own = _GEOMETRY_SUFFIXES.get(image_suffix(source), _LABEL_SUFFIX)
+            own = _DICOM_LABEL_SUFFIX if series else own
             labels = base.with_name(f"{base.name}{ending}{suffix or own}")
         jobs.append(
             FileJob(
@@ -224,7 +236,7 @@ def load_input(
     """Read an image, or one channel of it.
 
     Args:
-        path: the file.
+        path: the file, or the folder of a DICOM series.
         config: of the model that it is for.
         axes: as for `load_image`.
         channel: name or number.

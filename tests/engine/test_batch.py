@@ -11,7 +11,7 @@ import pytest
 import tifffile
 from PIL import Image as Pillow
 
-from tttunet.engine.batch import Batch, BatchError, command_line
+from tttunet.engine.batch import Batch, BatchError, command_line, segment_command
 from tttunet.engine.client import Engine, Job
 from tttunet.engine.messages import Batch as BatchRequest
 from tttunet.engine.messages import FileStatus, ImageRef, Segment
@@ -230,3 +230,19 @@ def test_a_request_as_a_command(tmp_path: Path):
     plain = Segment(ImageRef(path="a.tif"), "nuclei", "x.npy")
     assert command_line(plain, "o/") == "tttunet segment a.tif --output o/ --model nuclei"
     assert command_line(Segment(ImageRef(array="x.npy"), "nuclei", "x.npy"), "o/") is None
+
+
+def test_a_batch_as_a_command():
+    plain = Batch(inputs=("a b.tif", "c"), output="o/", existing="skip").model_dump(mode="json")
+    command = "tttunet segment 'a b.tif' c --engine --output o/ --model nuclei"
+    assert segment_command(plain) == command
+    changes = {
+        **{"overlay": True, "existing": "overwrite", "axes": "ZYX", "overlap": 0.0},
+        **{"tile": [64, 96], "decoding": {"min_size": 3}},
+    }
+    assert segment_command({**plain, **changes}) == (
+        f"{command} --overlay --overwrite --axes ZYX --tile 64,96 --overlap 0.0 "
+        "--decoding min_size=3"
+    )
+    assert segment_command({**plain, "ending": "_seg"}) is None
+    assert segment_command({**plain, "format": ".nrrd"}) is None

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 
+from dicom_files import write_series
 from tttunet.errors import ImageError, OutputError
 from tttunet.inference.files import expand_inputs, plan_jobs
 
@@ -24,6 +27,25 @@ def test_folder_gives_its_images_only(tmp_path: Path):
     assert [p.name for p in expand_inputs([str(tmp_path)])] == ["a.nii.gz", "b.tif"]
     deep = expand_inputs([str(tmp_path / "**" / "*.tif")])
     assert [p.name for p in deep] == ["b.tif", "d.tif"]
+
+
+def test_a_dicom_series_is_one_image(tmp_path: Path):
+    volume = sitk.GetImageFromArray(np.zeros((3, 4, 5), np.int16))
+    series = tmp_path / "study" / "1.2.840.7"
+    write_series(series, volume)
+    (png,) = touch(tmp_path / "study", "a.png")
+    (tmp_path / "study" / "notes").mkdir()
+    assert expand_inputs([str(series)]) == [series]
+    assert expand_inputs([str(tmp_path / "study")]) == [series, png]
+    assert expand_inputs([str(tmp_path / "study" / "*")]) == [series, png]
+    job, _ = plan_jobs([series, png], f"{tmp_path / 'labels'}/", overlay=True)
+    assert job.labels == tmp_path / "labels" / "1.2.840.7_labels.nrrd"
+    assert job.overlay == tmp_path / "labels" / "1.2.840.7_overlay.png"
+    (job,) = plan_jobs([series], f"{tmp_path / 'labels'}/", suffix=".nii.gz")
+    assert job.labels.name == "1.2.840.7_labels.nii.gz"
+    # Slices beside other images: both count.
+    (beside,) = touch(series, "overview.png")
+    assert expand_inputs([str(series)]) == [beside, series]
 
 
 def test_name_with_brackets_is_no_glob(tmp_path: Path):

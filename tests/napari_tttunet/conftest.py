@@ -128,3 +128,37 @@ def viewer(
     shown = make_napari_viewer(show=True)
     qtbot.wait(100)
     return shown
+
+
+@pytest.fixture(scope="module")
+def _spare_references() -> None:
+    """PySide6 6.12.0 takes a reference to None, True or False with every call of Qt that returns
+    one. Before Python 3.12 the process ends when the last is gone, so there must be enough."""
+    if sys.version_info < (3, 12):
+        for value in (None, True, False):
+            ctypes.c_ssize_t.from_address(id(value)).value += 2**30
+
+
+@pytest.fixture(scope="module")
+def one_engine(qapp: Any) -> Iterator[None]:
+    """The worker stays warm for all tests of a file, and keeps to one core."""
+    from napari_tttunet.session import close_session
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+        close_session()
+
+
+@pytest.fixture
+def own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the docks remember is of this test only."""
+    monkeypatch.setenv("TTTUNET_SETTINGS", str(tmp_path / "settings.json"))
+
+
+@pytest.fixture
+def dock(viewer: Any, qtbot: Any) -> Any:
+    """A Segment dock, see `segmenting`; files with docks of their own have their own fixture."""
+    from segmenting import Dock
+
+    return Dock(viewer, qtbot)

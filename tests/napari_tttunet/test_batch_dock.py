@@ -94,6 +94,10 @@ def wait_for_end(qtbot: Any, dock: Any) -> None:
     qtbot.waitUntil(ended, timeout=PATIENCE)
 
 
+def preview(dock: Any) -> str:
+    return dock.form.preview.text().replace("\u200b", "")
+
+
 def states(dock: Any) -> dict[str, str]:
     return {Path(row.path).stem: row.state for row in dock.table.rows}
 
@@ -102,13 +106,13 @@ def test_one_broken_file_does_not_stop_the_rest(viewer: Any, dock: Any, qtbot: A
     assert not dock.panel.start_button.isEnabled()
     add(qtbot, dock, plate, 4)
     assert widget(dock, "batch_output").text() == str(plate / "labels")
-    assert dock.form.preview.text() == "fluorescence.png gives fluorescence_labels.ome.tif"
+    assert preview(dock) == "fluorescence.png gives fluorescence_labels.ome.tif"
     assert set(states(dock).values()) == {"waiting"}
     click(qtbot, dock, "batch_start")
     qtbot.waitUntil(lambda: dock.panel.start_button.text() == "Cancel", timeout=PATIENCE)
     assert not dock.form.isEnabled()
     qtbot.waitUntil(lambda: dock.table.count("done") > 0, timeout=PATIENCE)
-    assert "of 4 images" in dock.panel.status.text()
+    assert "of 4 images" in dock.panel.progress.text
     wait_for_end(qtbot, dock)
     found = states(dock)
     assert found.pop("fluorescence_broken") == "failed"
@@ -116,7 +120,7 @@ def test_one_broken_file_does_not_stop_the_rest(viewer: Any, dock: Any, qtbot: A
     row = dock.table.rows[1]
     assert "fluorescence_broken.png" in row.text
     assert all(r.text.endswith("objects") for r in dock.table.rows if r.state == "done")
-    assert dock.panel.status.text().startswith("3 done, 1 failed, in")
+    assert dock.panel.progress.text.startswith("3 done, 1 failed, in")
     assert sorted(p.name for p in (plate / "labels").iterdir()) == sorted(
         f"{name}_labels.ome.tif" for name in NAMES
     )
@@ -173,7 +177,7 @@ def test_cancel_and_resume(make_dock: Any, qtbot: Any, tmp_path: Path):
     done = dock.table.count("done")
     assert 2 <= done < 5
     assert dock.table.count("waiting") == 5 - done
-    assert dock.panel.status.text().startswith("Stopped")
+    assert dock.panel.progress.text.startswith("Stopped")
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "plate" / "labels").iterdir()}
     assert len(times) in (done, done + 1)  # one may have been written when it was stopped
 
@@ -227,17 +231,17 @@ def test_yaml_of_the_dock_runs_on_the_command_line(
     if not dock.form.table.isChecked():
         dock.form.table.click()
     dock.form.format.setCurrentIndex(dock.form.format.findData(".nrrd"))
-    qtbot.waitUntil(lambda: dock.form.preview.text().endswith("_seg.nrrd"), timeout=PATIENCE)
+    qtbot.waitUntil(lambda: preview(dock).endswith("_seg.nrrd"), timeout=PATIENCE)
 
     click(qtbot, dock, "batch_copy")
-    assert "Save the batch as YAML first" in dock.error.text
+    assert "Save the batch as YAML first" in dock.message.text
     click(qtbot, dock, "batch_save")
     dialog = widget(dock, "fileDialog")
     assert isinstance(dialog, QFileDialog)
     dialog.selectFile(str(tmp_path / "plan.yaml"))
     dialog.accept()
     qtbot.waitUntil((tmp_path / "plan.yaml").exists, timeout=PATIENCE)
-    qtbot.waitUntil(lambda: "Saved" in dock.panel.status.text(), timeout=PATIENCE)
+    qtbot.waitUntil(lambda: "Saved" in dock.panel.progress.text, timeout=PATIENCE)
     click(qtbot, dock, "batch_copy")
     command = QGuiApplication.clipboard().text()
     assert command == f"tttunet batch {tmp_path}/plan.yaml"
@@ -304,10 +308,56 @@ def test_files_are_dropped_removed_and_judged(dock: Any, qtbot: Any, plate: Path
     # A file that vanishes does not stop the others, and nothing at all is an error.
     shutil.rmtree(plate)
     click(qtbot, dock, "batch_start")
-    qtbot.waitUntil(lambda: "None of the files" in dock.error.text, timeout=PATIENCE)
+    qtbot.waitUntil(lambda: "None of the files" in dock.message.text, timeout=PATIENCE)
     dock.clear()
     dock.add_open_images()
-    assert "opened from a file" in dock.error.text
+    assert "opened from a file" in dock.message.text
+
+
+def test_a_dicom_series_is_one_file(
+    viewer: Any, make_dock: Callable[[], Any], qtbot: Any, tmp_path: Path
+):
+    import SimpleITK as sitk
+
+    from dicom_files import write_series
+    from tttunet.imaging import load_labels
+
+    plane = np.asarray(Pillow.open(SAMPLES / "fluorescence.png").convert("L"))[:96, :96]
+    volume = sitk.GetImageFromArray(np.stack([plane, plane, plane[::-1], plane]).astype(np.int16))
+    volume.SetSpacing((0.5, 0.75, 2.0))
+    volume.SetOrigin((-10.0, 20.0, 30.0))
+    series = tmp_path / "patient" / "1.2.840.1"
+    write_series(series, volume)
+    dock = make_dock()
+    add(qtbot, dock, series, 1)
+    assert states(dock) == {"1.2.840": "waiting"}
+    assert widget(dock, "batch_output").text() == str(tmp_path / "patient" / "labels")
+    assert preview(dock) == "1.2.840.1 gives 1.2.840.1_labels.nrrd"
+
+    # The folder above holds the same series, next to one of which slices are missing.
+    click(qtbot, dock, "batch_clear")
+    missing = write_series(tmp_path / "patient" / "damaged", volume, number=2)
+    missing[1].unlink()
+    add(qtbot, dock, tmp_path / "patient", 2)
+    click(qtbot, dock, "batch_start")
+    qtbot.waitUntil(lambda: dock.table.count("waiting", "running") == 0, timeout=PATIENCE)
+    wait_for_end(qtbot, dock)
+    assert states(dock) == {"1.2.840": "done", "damaged": "failed"}
+    labels = load_labels(tmp_path / "patient" / "labels" / "1.2.840.1_labels.nrrd")
+    assert labels.array.shape == (4, 96, 96)
+    assert labels.array.any()
+    np.testing.assert_allclose(labels.spacing, (2.0, 0.75, 0.5))
+    np.testing.assert_allclose(labels.origin, (30.0, 20.0, -10.0))
+    dock.open_row(dock.table.index(0, 0))
+    qtbot.waitUntil(lambda: len(viewer.layers) == 2, timeout=PATIENCE)
+    image, shown = viewer.layers
+    assert image.data.shape == shown.data.shape
+    np.testing.assert_allclose(image.extent.world, shown.extent.world)
+
+    # The layer was opened from that folder: it can be added.
+    dock.clear()
+    click(qtbot, dock, "batch_add_open")
+    qtbot.waitUntil(lambda: list(states(dock)) == ["1.2.840"], timeout=PATIENCE)
 
 
 def test_offered_formats_are_those_of_the_core():

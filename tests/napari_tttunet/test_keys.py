@@ -27,6 +27,47 @@ def test_napari_has_none_of_our_keys() -> None:
     assert coerce_keybinding("V") in taken_keys(), "a clash would be seen"
 
 
+def test_none_of_our_keys_is_in_the_keymaps_of_a_real_viewer(viewer: Any) -> None:
+    """The action manager, all layers of a viewer, and the menus of its window."""
+    from napari._app_model import get_app_model
+    from napari.utils.action_manager import action_manager
+    from napari.utils.key_bindings import coerce_keybinding
+
+    viewer.add_image(np.zeros((3, 9, 9)))
+    viewer.add_labels(np.zeros((3, 9, 9), int))
+    viewer.add_shapes()
+    viewer.add_points()
+    ours = {coerce_keybinding(key) for key in KEYS.values()}
+    managed = {
+        coerce_keybinding(key) for keys in action_manager._shortcuts.values() for key in keys
+    }
+    bound = set(viewer.keymap) | set(type(viewer).class_keymap)
+    for layer in viewer.layers:
+        bound |= set(layer.keymap) | set(type(layer).class_keymap)
+    assert len(managed) > 50
+    assert not ours & managed
+    assert not ours & {coerce_keybinding(key) for key in bound if key is not ...}
+    menus = {str(entry.keybinding) for entry in get_app_model().keybindings}
+    assert "Ctrl+O" in menus
+    assert not {key.replace("-", "+") for key in KEYS.values()} & menus
+
+
+def test_every_key_is_in_the_tooltip_of_its_control(viewer: Any, qtbot: Any) -> None:
+    from qtpy.QtWidgets import QPushButton
+
+    from napari_tttunet.segment_dock import SegmentDock
+    from napari_tttunet.session import close_session
+
+    dock = SegmentDock(viewer)
+    viewer.window.add_dock_widget(dock)
+    assert set(dock.keys.bound) == set(KEYS)
+    for action, key in KEYS.items():
+        name = "segment" if action == "segment_view" else action
+        button = dock.findChild(QPushButton, name)
+        assert f"{key.replace('-', '+')}." in button.toolTip().partition("Key")[2], action
+    close_session()
+
+
 def test_a_key_that_is_taken_is_left_alone_and_ours_are_given_back() -> None:
     viewer, heard = ViewerModel(), []
     viewer.bind_key(KEYS["accept"], lambda v: heard.append("theirs"))

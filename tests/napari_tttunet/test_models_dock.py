@@ -135,21 +135,21 @@ def test_import_use_and_remove(viewer: Any, dock: Any, qtbot: Any, own: Path, li
     session().models_changed.connect(lambda: changes.append(1))
     import_(qtbot, dock, own)
     qtbot.waitUntil(lambda: names(dock) == ["nuclei", "mine"], timeout=PATIENCE)
-    assert dock.panel.status.text() == "Added 'mine'."
+    assert dock.panel.progress.text == "Added 'mine'."
     assert dock.panel.list.current["name"] == "mine"
     assert "My <b>cells</b> & yours" in dock.panel.card.toPlainText()
     assert not dock.panel.importing.isVisible()
     assert len(changes) == 1
 
     import_(qtbot, dock, own)
-    assert "exists already" in dock.panel.error.text
-    assert "--" not in dock.panel.error.text
+    assert "exists already" in dock.panel.message.text
+    assert "--" not in dock.panel.message.text
     click(qtbot, dock.panel.importing.replace)
     if not dock.panel.importing.replace.isChecked():
         dock.panel.importing.replace.click()
     click(qtbot, dock.panel.importing.go)
     wait(qtbot, dock)
-    assert dock.panel.error.text == ""
+    assert dock.panel.message.text == ""
 
     click(qtbot, dock.panel.remove)
     assert dock.panel.confirm.isVisible()
@@ -173,11 +173,11 @@ def test_export_and_import_through_the_dialogs(
     dialog = dock.findChild(QFileDialog, "fileDialog")
     dialog.selectFile(str(tmp_path / "handed-on"))
     dialog.accept()
-    qtbot.waitUntil(lambda: "Written" in dock.panel.status.text(), timeout=PATIENCE)
+    qtbot.waitUntil(lambda: "Written" in dock.panel.progress.text, timeout=PATIENCE)
     path = tmp_path / "handed-on.zip"
     assert path.is_file()
     import_(qtbot, dock, path)
-    assert "is the name of a shipped model. Choose another name." in dock.panel.error.text
+    assert "is the name of a shipped model. Choose another name." in dock.panel.message.text
     import_(qtbot, dock, path, "again")
     qtbot.waitUntil(lambda: names(dock) == ["nuclei", "again"], timeout=PATIENCE)
     weights = library / "again" / "model.safetensors"
@@ -187,7 +187,7 @@ def test_export_and_import_through_the_dialogs(
     assert (tmp_path / "folder" / "again" / "model.json").is_file()
     dock.export_to(str(tmp_path / "folder" / "again"))
     wait(qtbot, dock)
-    assert "exists already" in dock.panel.error.text
+    assert "exists already" in dock.panel.message.text
 
 
 @pytest.mark.parametrize("extra", ["../../evil.txt", "/evil.txt"])
@@ -195,17 +195,17 @@ def test_an_archive_that_leads_outside_is_refused(
     dock: Any, qtbot: Any, own: Path, library: Path, tmp_path: Path, extra: str
 ):
     import_(qtbot, dock, archive_of(own, tmp_path / "bad.zip", extra))
-    assert "not safe to unpack" in dock.panel.error.text
+    assert "not safe to unpack" in dock.panel.message.text
     assert not list(library.iterdir())
 
 
 def test_what_is_no_model_is_explained(dock: Any, qtbot: Any, tmp_path: Path, library: Path):
     (tmp_path / "a.zip").write_text("no zip")
     import_(qtbot, dock, tmp_path / "a.zip")
-    assert "no zip archive" in dock.panel.error.text
+    assert "no zip archive" in dock.panel.message.text
     (tmp_path / "a.pth").write_bytes(b"no checkpoint")
     import_(qtbot, dock, tmp_path / "a.pth")
-    assert "plans.json" in dock.panel.error.text
+    assert "plans.json" in dock.panel.message.text
     assert dock.panel.importing.licence.isVisible()
     assert not list(library.iterdir())
 
@@ -225,7 +225,7 @@ def test_a_checkpoint_of_the_authors_is_converted(
     qtbot.keyClicks(form.licence, "CC-BY-4.0")
     click(qtbot, form.go)
     wait(qtbot, dock)
-    assert dock.panel.error.text == ""
+    assert dock.panel.message.text == ""
     qtbot.waitUntil(lambda: names(dock) == ["nuclei", "theirs"], timeout=PATIENCE)
     assert "CC-BY-4.0" in dock.panel.card.toPlainText()
     assert (library / "theirs" / "model.safetensors").is_file()
@@ -236,7 +236,7 @@ def test_download(dock: Any, qtbot: Any, own: Path, library: Path, tmp_path: Pat
     digest = hashlib.sha256(content).hexdigest()
     bad = archive_of(own, tmp_path / "bad.zip", "../evil.txt").read_bytes()
     form = dock.panel.downloading
-    click(qtbot, dock.panel.download_fold.toggle)
+    click(qtbot, dock.panel.download_fold.button)
 
     def try_(url: str, sha256: str = "") -> str:
         form.url.clear()
@@ -244,7 +244,7 @@ def test_download(dock: Any, qtbot: Any, own: Path, library: Path, tmp_path: Pat
         form.sha256.setText(sha256)
         click(qtbot, form.go)
         wait(qtbot, dock)
-        return dock.panel.error.text
+        return dock.panel.message.text
 
     with served({"mine.zip": content, "bad.zip": bad, "text.zip": b"text"}) as address:
         assert "is not encrypted" in try_("http://example.org/mine.zip")
@@ -260,15 +260,15 @@ def test_download(dock: Any, qtbot: Any, own: Path, library: Path, tmp_path: Pat
         # A server that falls silent is left.
         form.url.setText(f"{address}/stalls/mine.zip")
         click(qtbot, form.go)
-        qtbot.waitUntil(lambda: dock.panel.status.text() == "Connecting", timeout=PATIENCE)
+        qtbot.waitUntil(lambda: dock.panel.progress.text == "Connecting", timeout=PATIENCE)
         click(qtbot, dock.panel.cancel)
         wait(qtbot, dock)
-        assert dock.panel.status.text() == "Stopped; nothing was changed."
+        assert dock.panel.progress.text == "Stopped; nothing was changed."
 
         assert try_(f"{address}/mine.zip", digest) == ""
         qtbot.waitUntil(lambda: names(dock) == ["nuclei", "mine"], timeout=PATIENCE)
-        assert digest in dock.panel.status.text()
-        assert "as you gave it" in dock.panel.status.text()
+        assert digest in dock.panel.progress.text
+        assert "as you gave it" in dock.panel.progress.text
         assert (library / "mine" / "model.json").is_file()
 
 

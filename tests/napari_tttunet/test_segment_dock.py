@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -15,110 +14,11 @@ import pytest
 
 pytest.importorskip("napari")
 
-from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QWidget
-
 from napari_tttunet import sample_data
 from napari_tttunet.geometry import Transform
+from segmenting import PATIENCE, Dock, add_sample, same_place
 
-PATIENCE = 60_000
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _spare_references() -> None:
-    """PySide6 6.12.0 takes a reference to None, True or False with every call of Qt that returns
-    one. Before Python 3.12 the process ends when the last is gone, so there must be enough."""
-    if sys.version_info < (3, 12):
-        for value in (None, True, False):
-            ctypes.c_ssize_t.from_address(id(value)).value += 2**30
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_engine(qapp: Any) -> Any:
-    """The worker stays warm for all tests of this file, and keeps to one core."""
-    from napari_tttunet.session import close_session
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-        close_session()
-
-
-@pytest.fixture(autouse=True)
-def _own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TTTUNET_SETTINGS", str(tmp_path / "settings.json"))
-
-
-class Dock:
-    """A Segment dock as a person uses it: by its controls."""
-
-    def __init__(self, viewer: Any, qtbot: Any) -> None:
-        from napari_tttunet.segment_dock import SegmentDock
-
-        self.viewer, self.qtbot = viewer, qtbot
-        self.widget = SegmentDock(viewer)
-        viewer.window.add_dock_widget(self.widget, name="Segment")
-
-    def find(self, name: str) -> Any:
-        found = self.widget.findChild(QWidget, name)
-        assert found is not None, name
-        return found
-
-    def click(self, name: str) -> None:
-        button = self.find(name)
-        assert button.isVisible(), name
-        assert button.isEnabled(), name
-        self.qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
-
-    def choose(self, name: str, value: Any) -> None:
-        combo = self.find(name)
-        index = combo.findData(value)
-        assert index >= 0, value
-        combo.setCurrentIndex(index)
-        combo.activated.emit(index)
-
-    def until(self, condition: Any) -> None:
-        self.qtbot.waitUntil(condition, timeout=PATIENCE)
-
-    def ready(self) -> None:
-        self.until(lambda: self.find("segment").isEnabled())
-
-    def message(self) -> str:
-        return self.find("message").text
-
-    def start(self) -> None:
-        self.ready()
-        self.click("segment")
-        assert self.widget.run.running, self.message()
-
-    def segment(self) -> Any:
-        self.start()
-        self.until(lambda: not self.widget.run.running)
-        return self.labels()
-
-    def labels(self) -> Any:
-        return self.widget.labels
-
-    def names(self) -> list[str]:
-        return [layer.name for layer in self.viewer.layers]
-
-
-@pytest.fixture
-def dock(viewer: Any, qtbot: Any) -> Dock:
-    return Dock(viewer, qtbot)
-
-
-def add_sample(viewer: Any, sample: str = "fluorescence", size: int = 128, **arguments: Any) -> Any:
-    """A corner of a sample image as a layer."""
-    data, given, _ = getattr(sample_data, sample)()[0]
-    given = {**given, "metadata": {}, **arguments}
-    given.pop("axis_labels", None)
-    return viewer.add_image(data[:size, :size], **given)
-
-
-def same_place(labels: Any, image: Any) -> None:
-    np.testing.assert_array_equal(Transform.of(labels).matrix, Transform.of(image).matrix)
-    assert tuple(labels.units) == tuple(image.units)
+pytestmark = pytest.mark.usefixtures("_spare_references", "one_engine", "own_settings")
 
 
 def test_open_sample_press_segment(viewer: Any, dock: Dock) -> None:
@@ -139,7 +39,6 @@ def test_open_sample_press_segment(viewer: Any, dock: Dock) -> None:
     assert {"tile", "device", "date", "decoding", "backend", "software"} <= set(record)
     assert record["count"] == labels.data.max()
     assert not any("preview" in name for name in dock.names())
-    viewer.screenshot("/tmp/s3/shots/segment.png", canvas_only=False, flash=False)
 
 
 def test_cancel_in_the_middle_leaves_the_old_labels(viewer: Any, dock: Dock) -> None:

@@ -1,0 +1,77 @@
+"""The parts that the docks are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("napari")
+
+from qtpy.QtWidgets import QLabel, QPushButton, QVBoxLayout, QWidget
+
+from napari_tttunet.settings import Settings
+from napari_tttunet.widgets import (
+    FoldingSection,
+    MessageLabel,
+    ProgressLine,
+    Scrolling,
+    plain_hint,
+)
+from tttunet.errors import ImageError
+
+
+def test_a_message_below_the_edge_is_scrolled_into_view(qtbot: Any) -> None:
+    content, dock, message = QWidget(), QWidget(), MessageLabel()
+    layout = QVBoxLayout(content)
+    for number in range(60):
+        layout.addWidget(QLabel(f"line {number}"))
+    layout.addWidget(message)
+    Scrolling(content, dock)
+    qtbot.addWidget(dock)
+    dock.resize(320, 300)
+    dock.show()
+    message.tell_error(ImageError("It is empty.", "Choose another, or use --overwrite."))
+    assert message.text == "It is empty. Choose another name, or allow to replace it."
+    qtbot.waitUntil(lambda: not message.visibleRegion().isEmpty(), timeout=5_000)
+    message.clear()
+    assert (message.text, message.isHidden()) == ("", True)
+
+
+def test_progress_is_seen_only_while_there_is_something_to_tell(qtbot: Any) -> None:
+    cancel = QPushButton("Cancel")
+    line = ProgressLine("run", cancel)
+    qtbot.addWidget(line)
+    assert line.isHidden()
+    line.report("finding objects", 0.25, 61)
+    assert line.text == "Finding objects: 25%, 1 min 1 s left"
+    assert line.bar.value() == line.bar.maximum() / 4
+    assert cancel.isVisibleTo(line)
+    line.report("reading")
+    assert line.bar.maximum() == 0, "nobody knows how long"
+    line.finish("3 done")
+    assert line.text == "3 done"
+    assert not cancel.isVisibleTo(line)
+    assert not line.isHidden()
+    line.finish()
+    assert line.isHidden()
+
+
+def test_a_fold_is_remembered(qtbot: Any, tmp_path: Any) -> None:
+    settings = Settings(tmp_path / "settings.json")
+
+    def fold() -> FoldingSection:
+        made = FoldingSection("More", QLabel("text"), "more", settings, "dock.more")
+        qtbot.addWidget(made)
+        return made
+
+    first = fold()
+    assert first.content.isHidden()
+    first.button.click()
+    assert not first.content.isHidden()
+    assert not fold().content.isHidden()
+    settings.save()
+
+
+def test_hints_name_no_options() -> None:
+    assert "--" not in plain_hint("Give another --output, or choose one (--name).")
