@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     if options.inside:
         return _show(options.sample, options.screenshot)
-    if not all(importlib.util.find_spec(name) for name in ("napari", "qtpy")):
+    if not _viewer_installed():
         _say(_WITHOUT_VIEWER)
         return 0
     display = _display_works()
@@ -64,6 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ["TTTUNET_SETTINGS"] = str(_own_folder() / "settings.json")
         return _show(options.sample, None)
     return _take_picture(options.sample, options.screenshot or PICTURE, display)
+
+
+def _viewer_installed() -> bool:
+    """Whether there are napari and a Qt that belongs to it; importing napari would take long."""
+    try:
+        import qtpy  # noqa: F401
+    except ImportError:
+        return False
+    return importlib.util.find_spec("napari") is not None
 
 
 def sample_names() -> list[str]:
@@ -129,13 +138,10 @@ def virtual_screen(size: tuple[int, int] = SIZE) -> Iterator[dict[str, str]]:
     """
     receiver, sender = os.pipe()
     with os.fdopen(receiver, "rb", buffering=0) as answers:
+        command = ["Xvfb", "-displayfd", str(sender), "-nolisten", "tcp", "-noreset"]
+        command += ["-screen", "0", f"{size[0]}x{size[1]}x24"]
         try:
-            server = subprocess.Popen(
-                ["Xvfb", "-displayfd", str(sender), "-screen", "0", f"{size[0]}x{size[1]}x24"]
-                + ["-nolisten", "tcp", "-noreset"],
-                pass_fds=(sender,),
-                stderr=subprocess.DEVNULL,
-            )
+            server = subprocess.Popen(command, pass_fds=(sender,), stderr=subprocess.DEVNULL)
         finally:
             os.close(sender)
         try:
