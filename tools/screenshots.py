@@ -231,7 +231,7 @@ def batch(stage: Stage) -> None:
     images.mkdir()
     names = ["histology_purple", "fluorescence", "histology_white", "fluorescence_crowded"]
     with as_file(files("tttunet.resources") / "samples") as samples:
-        for number, name in enumerate([*names, *names], 1):
+        for number, name in enumerate(names * 3, 1):
             shutil.copy(samples / f"{name}.png", images / f"well_{number:02}.png")
     broken = images / "well_02.png"
     broken.write_bytes(broken.read_bytes()[:300])
@@ -245,7 +245,7 @@ def batch(stage: Stage) -> None:
     start(images / "well_01.png", 1)
     stage.until(lambda: dock.table.count("done") == 1, "the first file")
     stage.until(dock.form.isEnabled, "the end of the first batch")
-    start(images, 8)
+    start(images, 12)
     stage.until(lambda: dock.table.count("done") == 1, "a result")
     dock.open_row(dock.table.index(2, 0))
     stage.until(lambda: len(stage.viewer.layers) == 2, "the layers")
