@@ -185,6 +185,13 @@ def hero(stage: Stage) -> None:
     stage.fill(labels)
 
 
+def segment_ready(stage: Stage) -> None:
+    """Before the button is pressed: what it needs is told."""
+    stage.open_sample("fluorescence_crowded")
+    dock = stage.open_dock("Segment")
+    stage.until(lambda: "Needs about" in dock.view.need.text(), "the estimate")
+
+
 def segment(stage: Stage) -> None:
     stage.open_sample("fluorescence_crowded")
     stage.segment(stage.open_dock("Segment"))
@@ -261,10 +268,8 @@ def models(stage: Stage) -> None:
     stage.until(lambda: dock.panel.list.topLevelItemCount() > 0, "the models")
 
 
-PICTURES: dict[str, Callable[[Stage], None]] = {
-    function.__name__: function
-    for function in (hero, segment, segment_progress, results, results_compared, batch, models)
-}
+_ALL = (hero, segment_ready, segment, segment_progress, results, results_compared, batch, models)
+PICTURES: dict[str, Callable[[Stage], None]] = {one.__name__: one for one in _ALL}
 
 if __name__ == "__main__":
     sys.exit(main())
