@@ -182,7 +182,9 @@ class ObjectView(QTableView):
     def chosen_rows(self) -> np.ndarray:
         """Positions in the table of the rows that are selected, from top to bottom."""
         chosen = np.zeros(len(self.objects.order), bool)
-        for part in self.selectionModel().selection():  # a list of 100 000 rows takes its time
+        selection = self.selectionModel().selection()  # `selectedRows` takes long for 100 000
+        for i in range(selection.count()):
+            part = selection.at(i)
             chosen[part.top() : part.bottom() + 1] = True
         return self.objects.order[chosen]
 
