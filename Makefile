@@ -18,8 +18,9 @@ help: ## list the targets
 setup: ## create .venv and install into it
 	@bash tools/setup.sh
 
-demo: setup ## segment the sample images with the shipped model
+demo: setup ## segment the sample images with the shipped model, one of them in napari
 	$(RUN) tttunet demo
+	$(RUN) napari_tttunet.demo
 
 test: setup ## run the fast tests
 	$(RUN) pytest
