@@ -336,7 +336,7 @@ class ResultsDock(QWidget):
 
     def _on_progress(self, event: Any, quiet: bool) -> None:
         if isinstance(event, Progress):
-            self.form.progress.setValue(round(1000 * event.fraction))
+            self.form.show_progress(event.fraction)
         elif quiet:
             return
         elif isinstance(event, Queued) and event.ahead:

@@ -185,8 +185,14 @@ class ResultsForm(Scrolling):
         self.refresh.setToolTip(
             "Stop measuring" if busy else "Measure the objects again, as the labels are now"
         )
-        self.progress.setValue(0)
+        self.show_progress(0)
         self.progress.setVisible(busy)
+
+    def show_progress(self, fraction: float) -> None:
+        # Else the bar draws at once, which draws the whole window, the canvas included.
+        self.progress.setUpdatesEnabled(False)
+        self.progress.setValue(round(1000 * fraction))
+        self.progress.setUpdatesEnabled(True)
 
     def show_extent(self, deep: bool) -> None:
         """Stacks can be measured in two ways, planes cannot."""

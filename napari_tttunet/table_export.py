@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import QMimeData, Qt, Signal
 from qtpy.QtWidgets import (
     QApplication,
     QFileDialog,
@@ -116,7 +116,9 @@ class TableExport(QWidget):
     def _on_copied(self, outcome: Outcome) -> None:
         if self._succeeded(outcome):
             text, count = outcome[0]
-            QApplication.clipboard().setText(text)
+            data = QMimeData()
+            data.setData("text/plain", text)  # as text, Qt would convert many megabytes here
+            QApplication.clipboard().setMimeData(data)
             self._say(f"{count} rows copied: paste them into a spreadsheet")
 
     def _succeeded(self, outcome: Outcome) -> bool:
@@ -135,6 +137,6 @@ def _save(
     return path, len(order)
 
 
-def _copy(table: ObjectTable, order: np.ndarray) -> Generator[int, None, tuple[str, int]]:
+def _copy(table: ObjectTable, order: np.ndarray) -> Generator[int, None, tuple[bytes, int]]:
     lines = yield from text_lines(table, order)
-    return "\n".join(lines), len(order)
+    return "\n".join(lines).encode(), len(order)
