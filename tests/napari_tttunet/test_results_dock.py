@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from napari.layers import Layer
 from qtpy.QtCore import QPoint, Qt
-from qtpy.QtWidgets import QFileDialog, QWidget
+from qtpy.QtWidgets import QApplication, QFileDialog, QWidget
 
 from napari_tttunet import results_dock
 from napari_tttunet.results_dock import ResultsDock
@@ -267,8 +267,6 @@ def test_cancel_and_layers_that_vanish(viewer: Any, dock: ResultsDock, qtbot: An
 def test_a_saved_table_and_a_copied_one(
     viewer: Any, dock: ResultsDock, qtbot: Any, tmp_path: Path
 ) -> None:
-    from qtpy.QtWidgets import QApplication
-
     open_sample(viewer, ovule_nuclei)
     table = measured(qtbot, dock)
     click(qtbot, dock, "results_save")
@@ -314,7 +312,9 @@ def test_axes_are_guessed_and_edited(viewer: Any, dock: ResultsDock, qtbot: Any)
     assert "'Q' is not the name of an axis" in find(dock, "message_text").text()
 
 
-def test_100_000_rows_at_once(viewer: Any, dock: ResultsDock, qtbot: Any) -> None:
+def test_100_000_rows_at_once(
+    viewer: Any, dock: ResultsDock, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiles = np.arange(1, 102_401, dtype=np.int32).reshape(320, 320)
     labels = viewer.add_labels(np.kron(tiles, np.ones((3, 3), np.int32)), name="many")
     assert len(measured(qtbot, dock)) == 102_400
@@ -322,6 +322,19 @@ def test_100_000_rows_at_once(viewer: Any, dock: ResultsDock, qtbot: Any) -> Non
     labels.selected_label = 77_777
     assert dock.table.values["label"][view.chosen_rows()].tolist() == [77_777]
     assert view.visualRect(view.currentIndex()).isValid()
+    # All rows are chosen: no cell is asked for it, and all of them are copied.
+    asked = []
+    monkeypatch.setattr(type(view.model()), "flags", lambda *_: asked.append(1), raising=False)
+    view.setFocus()
+    qtbot.keyClick(view, Qt.Key.Key_A, Qt.KeyboardModifier.ControlModifier)
+    assert len(view.chosen_rows()) == 102_400
+    qtbot.wait(100)
+    assert len(asked) < 10_000
+    monkeypatch.undo()
+    qtbot.keyClick(view, Qt.Key.Key_C, Qt.KeyboardModifier.ControlModifier)
+    outcome = dock.form.export.outcome
+    qtbot.waitUntil(lambda: "102400 rows copied" in outcome.text(), timeout=PATIENCE)
+    assert QApplication.clipboard().text().count("\n") == 102_400
 
 
 # Scores
