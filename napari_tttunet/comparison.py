@@ -6,7 +6,7 @@ Nothing is read here before it is sliced, so that large layers are copied by the
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +16,12 @@ from napari_tttunet.axes import data_shape
 from napari_tttunet.layers import Window, layer_array
 from napari_tttunet.measure import channels_under
 from tttunet.errors import ImageError
+from tttunet.measuring.agreement import DIFFERENT, FALSE, MATCHED, MISSED
 
-#: Pixels of the comparison that are made at once.
-_PART = 2**21
 #: Frames are told apart by bits above those of the labels.
 _LABEL_BITS = 32
 
-#: Values of the comparison: kind, and colour that colour-blind people tell from the others.
-MATCHED, MISSED, FALSE, DIFFERENT = 1, 2, 3, 4
+#: Colours that colour-blind people tell from each other.
 COLOURS = {MATCHED: "#009e73", MISSED: "#d55e00", FALSE: "#56b4e9", DIFFERENT: "#f0e442"}
 
 
@@ -151,69 +149,3 @@ def class_scores(result: dict[str, Any]) -> Scores:
         for one in result["classes"]
     ]
     return Scores((*mean, *rows), {})
-
-
-def paint_objects(pair: Pair, result: dict[str, Any]) -> Generator[float, None, np.ndarray]:
-    """Where objects were matched, missed or false.
-
-    A pixel of a missed object that a false one has too is DIFFERENT: found, with another outline.
-
-    Args:
-        pair: what was compared.
-        result: of the engine.
-
-    Yields:
-        The share that is done.
-
-    Returns:
-        uint8 in the shape of the prediction.
-    """
-    pred, truth = pair.objects()
-    matched = np.array(sorted(one[0] for one in result["matched"]), np.int64)
-    missed, false = (np.array(sorted(result[key]), np.int64) for key in ("missed", "false"))
-    painted = np.zeros(pair.shape, np.uint8)
-    for fraction, part in _parts(pair.shape):
-        ours, true = (np.asarray(side[part]).astype(np.int64) for side in (pred, truth))
-        wrong, lost = _among(ours, false), _among(true, missed)
-        target = painted[part]
-        target[lost] = MISSED
-        target[wrong] = FALSE
-        target[wrong & lost] = DIFFERENT
-        target[_among(ours, matched)] = MATCHED
-        yield fraction
-    return painted
-
-
-def paint_classes(pair: Pair) -> Generator[float, None, np.ndarray]:
-    """Where classes agree (MATCHED), are in one side only (MISSED, FALSE) or are DIFFERENT."""
-    painted = np.zeros(pair.shape, np.uint8)
-    for fraction, part in _parts(pair.shape):
-        ours, true = np.asarray(pair.pred[part]), np.asarray(pair.truth[part])
-        target = painted[part]
-        target[(ours == 0) & (true != 0)] = MISSED
-        target[(ours != 0) & (true == 0)] = FALSE
-        both = (ours != 0) & (true != 0)
-        target[both] = np.where(ours[both] == true[both], MATCHED, DIFFERENT)
-        yield fraction
-    return painted
-
-
-def _among(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Which values are in a sorted array."""
-    if not len(known):
-        return np.zeros(values.shape, bool)
-    places = np.minimum(np.searchsorted(known, values), len(known) - 1)
-    return known[places] == values
-
-
-def _parts(shape: Sequence[int]) -> Iterator[tuple[float, tuple[slice, ...]]]:
-    """Slices of about `_PART` pixels, and the share that is done after each."""
-    plane = math.prod(shape[1:])
-    if plane > _PART and len(shape) > 1:
-        for i in range(shape[0]):
-            for fraction, part in _parts(shape[1:]):
-                yield (i + fraction) / shape[0], (slice(i, i + 1), *part)
-        return
-    step = max(1, _PART // max(plane, 1))
-    for i in range(0, shape[0], step):
-        yield min((i + step) / shape[0], 1.0), (slice(i, i + step),)

@@ -1,24 +1,8 @@
-"""The objects of a Labels layer in numbers: size, shape, brightness, place; without Qt.
-
-    plan = plan_measurement(layer, axes)          # in the window's thread: nothing is read
-    for fraction in (steps := measure(plan)):     # in another thread: any array, block by block
-        ...                                       # the generator's return value is an ObjectTable
-
-Each object of a frame (and of a slice, if slices are measured by themselves) is one row. All
-numbers are sums over runs of equal pixels, for all objects at once, because a call per object
-(scikit-image's regionprops) takes minutes for 100 000 of them. `shape_sums` says how perimeter,
-surface and solidity come from the pixels.
-"""
+"""What the engine must know to measure the objects of a Labels layer; no pixel is read here."""
 
 from __future__ import annotations
 
-import csv
-import itertools
-import math
-import zlib
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,136 +11,42 @@ from napari_tttunet.axes import LETTERS, data_shape, guess_axes, is_rgb
 from napari_tttunet.geometry import Bounds, Transform, level_transform
 from napari_tttunet.layers import Window, layer_array, levels
 from napari_tttunet.placement import SPATIAL, common_unit
-from napari_tttunet.shape_sums import BLOCK_PIXELS, BlockSums, FrameSums, crofton_weights
 from tttunet.errors import ImageError
-from tttunet.files import atomic_write
+from tttunet.measuring.objects import Grid
 
-#: Pixels that are read at once from an array; a dask or zarr array computes whole chunks.
-_SLAB_PIXELS = 2**24
 _SYMBOLS = {"micrometer": "µm", "millimeter": "mm"}
-_RANK = ("", "", "²", "³")
-_FRAMES = {"T": "Frame", "Z": "Slice", "C": "Channel"}
 _TITLES_OF_COLOURS = ("red", "green", "blue")
 
 
-# The table
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the table.
-
-    Attributes:
-        key: its name in `ObjectTable.values` and in the settings.
-        title: for people.
-        unit: e.g. "µm²"; empty: a pure number.
-        tip: what it means, in a sentence.
-    """
-
-    key: str
-    title: str
-    unit: str = ""
-    tip: str = ""
-
-    @property
-    def header(self) -> str:
-        return f"{self.title} ({self.unit})" if self.unit else self.title
-
-
-@dataclass(frozen=True, eq=False)
-class ObjectTable:
-    """N objects.
-
-    Attributes:
-        columns: in the order in which they are shown; the first is the label.
-        values: by key, [N] each.
-        centres: float [N, n], centre of mass in the layer's data coordinates, all data axes.
-        shape_axes: the axes that an object extends over, "YX" or "ZYX".
-    """
-
-    columns: tuple[Column, ...]
-    values: dict[str, np.ndarray]
-    centres: np.ndarray
-    shape_axes: str = "YX"
-
-    def __len__(self) -> int:
-        return len(self.centres)
-
-    def column(self, key: str) -> Column | None:
-        return next((column for column in self.columns if column.key == key), None)
-
-    @property
-    def size_key(self) -> str:
-        return "volume" if len(self.shape_axes) == 3 else "area"
-
-    def rows(self, order: Sequence[int] | np.ndarray) -> Iterator[list[str]]:
-        """Rows as text with nine digits, for files and the clipboard."""
-        columns = [self.values[column.key] for column in self.columns]
-        for part in np.array_split(np.asarray(order, np.int64), max(1, len(order) // 2000)):
-            cells = [values[part].tolist() for values in columns]
-            for row in zip(*cells, strict=True):
-                yield [str(x) if isinstance(x, int) else f"{x:.9g}" for x in row]
-
-
-def plain_header(column: Column) -> str:
-    """The header in letters that every program reads: "Area (um^2)"."""
-    header = column.header.replace("µ", "u").replace("²", "^2").replace("³", "^3")
-    return header.encode("ascii", "replace").decode()
-
-
-def write_csv(table: ObjectTable, path: Path, order: np.ndarray) -> Generator[int, None, Path]:
-    """Writes rows of a table to a CSV file; the file appears only when it is complete.
+class Channel:
+    """Brightness on the grid of the labels; an array for the engine.
 
     Args:
-        table: what `measure` found.
-        path: an existing file is replaced.
-        order: which rows, in this order.
-
-    Yields:
-        The number of rows written so far, now and then.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    with (
-        atomic_write(path, overwrite=True) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow([plain_header(column) for column in table.columns])
-        for count, row in enumerate(table.rows(order), 1):
-            writer.writerow(row)
-            if count % 1000 == 0:
-                yield count
-    return path
-
-
-# What will be measured
-
-
-@dataclass(frozen=True, eq=False)
-class Channel:
-    """Brightness on the grid of the labels.
-
-    Attributes:
         name: of the image, and of its channel if it has several.
         window: the pixels under the labels.
         extra: position of an axis of one entry that the labels do not have; None: there is none.
+        colour: the last axis of `window` is one colour.
     """
 
-    name: str
-    window: Window
-    extra: int | None = None
+    def __init__(
+        self, name: str, window: Window, extra: int | None = None, colour: bool = False
+    ) -> None:
+        self.name, self.window = name, window
+        self._extra, self._colour = extra, colour
+        shape = window.shape[:-1] if colour else window.shape
+        self.shape = shape if extra is None else (*shape[:extra], *shape[extra + 1 :])
+        self.dtype, self.ndim = window.dtype, len(self.shape)
 
-    def read(self, key: tuple[slice, ...]) -> np.ndarray:
-        """The pixels under a part of the labels, as float64 in the labels' axes."""
-        keys = list(key)
-        if self.extra is not None:
-            keys.insert(self.extra, slice(None))
-        part = np.asarray(self.window[tuple(keys)], np.float64)
-        if part.ndim > len(keys):  # the colour
+    def __getitem__(self, key: Any) -> np.ndarray:
+        """Slices, one per leading axis."""
+        keys = [*(key if isinstance(key, tuple) else (key,))]
+        keys += [slice(None)] * (self.ndim - len(keys))
+        if self._extra is not None:
+            keys.insert(self._extra, slice(None))
+        part = np.asarray(self.window[tuple(keys)])
+        if self._colour:
             part = part[..., 0]
-        return part if self.extra is None else np.squeeze(part, self.extra)
+        return part if self._extra is None else np.squeeze(part, self._extra)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,37 +55,22 @@ class Plan:
 
     Attributes:
         labels: the pixels.
-        axes: one letter per axis of them.
-        shape_axes: the axes that an object extends over, "YX" or "ZYX".
-        linear: data to world along these, in `unit`.
-        transform: of the layer; `factors` per axis of `shape_axes` turn its world into `unit`.
-        unit: "micrometer", "millimeter" or None.
+        grid: where they lie.
         channels: brightness to measure.
     """
 
     labels: Window
-    axes: str
-    shape_axes: str
-    linear: np.ndarray
-    transform: Transform
-    factors: tuple[float, ...]
-    unit: str | None
-    channels: tuple[Channel, ...] = field(default=())
+    grid: Grid
+    channels: tuple[Channel, ...] = ()
 
     @property
-    def places(self) -> list[int]:
-        return [self.axes.index(letter) for letter in self.shape_axes]
-
-    @property
-    def frame_places(self) -> list[int]:
-        return [i for i, letter in enumerate(self.axes) if letter not in self.shape_axes]
-
-    @property
-    def unit_symbol(self) -> str:
-        """A scale without a unit says nothing of microns, nor that one unit is a pixel."""
-        if self.unit:
-            return _SYMBOLS[self.unit]
-        return "px" if np.allclose(np.linalg.norm(self.linear, axis=0), 1) else "units"
+    def circumstances(self) -> tuple[Any, ...]:
+        """All that decides the numbers, except for the labels' pixels."""
+        grid = self.grid
+        channels = tuple(
+            (one.name, id(one.window.data), one.window.bounds) for one in self.channels
+        )
+        return grid.axes, grid.shape_axes, grid.unit, grid.matrix.tobytes(), channels
 
 
 def plan_measurement(
@@ -220,9 +95,9 @@ def plan_measurement(
     letters = SPATIAL if deep else SPATIAL[1:]
     places = [axes.index(letter) for letter in letters]
     unit, factors = common_unit([layer.units[place] for place in places])
-    transform = Transform.of(layer)
-    linear = transform.matrix[np.ix_(places, places)] * np.array(factors)[:, None]
-    if abs(np.linalg.det(linear)) < 1e-300:
+    matrix = Transform.of(layer).matrix[places] * np.array(factors)[:, None]
+    grid = Grid(axes, letters, matrix, _symbol(unit, matrix[:, places]))
+    if abs(np.linalg.det(grid.linear)) < 1e-300:
         raise ImageError(
             f"The transform of '{layer.name}' makes an axis flat.", "Check its scale and affine."
         )
@@ -234,7 +109,14 @@ def plan_measurement(
                 f"'{image.name}' has other pixels than '{layer.name}'.",
                 "Choose the image that the labels were made from.",
             )
-    return Plan(window, axes, letters, linear, transform, tuple(factors), unit, channels)
+    return Plan(window, grid, channels)
+
+
+def _symbol(unit: str | None, linear: np.ndarray) -> str:
+    """A scale without a unit says nothing of microns, nor that one unit is a pixel."""
+    if unit:
+        return _SYMBOLS[unit]
+    return "px" if np.allclose(np.linalg.norm(linear, axis=0), 1) else "units"
 
 
 def axes_of_labels(layer: Any, viewer_labels: Any = ()) -> str:
@@ -292,7 +174,7 @@ def _channels(
     data = image.data[level] if getattr(image, "multiscale", False) else image.data
     if is_rgb(image):
         return tuple(
-            Channel(f"{image.name}, {name}", Window(data, (*bounds, (k, k + 1))))
+            Channel(f"{image.name}, {name}", Window(data, (*bounds, (k, k + 1))), colour=True)
             for k, name in enumerate(_TITLES_OF_COLOURS)
         )
     if colour < 0:
@@ -326,143 +208,3 @@ def _part_of(
         return None
     whole = np.rint(first)
     return [int(x) for x in whole] if np.abs(first - whole).max() < 0.01 else None
-
-
-# Measuring
-
-
-def measure(plan: Plan) -> Generator[float, None, ObjectTable]:
-    """Measures all objects.
-
-    Yields:
-        The share that is done.
-
-    Returns:
-        Rows by frame, then by label.
-    """
-    frames = list(itertools.product(*(range(plan.labels.shape[i]) for i in plan.frame_places)))
-    weights = crofton_weights(plan.linear)
-    parts: list[tuple[tuple[int, ...], FrameSums]] = []
-    for number, frame in enumerate(frames):
-        sums = FrameSums(len(plan.shape_axes), len(plan.channels))
-        for fraction, block in _blocks(plan, frame, weights):
-            sums.add(block)
-            yield (number + fraction) / len(frames)
-        for _ in sums.finish():
-            yield (number + 1) / len(frames)
-        parts.append((frame, sums))
-    return _table(plan, parts)
-
-
-def measure_once(plan: Plan) -> Generator[float, None, tuple[Any, ObjectTable]]:
-    """As `measure_changes`, without a look at what is known."""
-    return None, (yield from measure(plan))
-
-
-def measure_changes(
-    plan: Plan, known: Any = None
-) -> Generator[float, None, tuple[Any, ObjectTable | None]]:
-    """Measures all objects, unless nothing has changed.
-
-    Args:
-        plan: what to measure; its labels are read as a whole.
-        known: what an earlier call returned first.
-
-    Yields:
-        The share that is done.
-
-    Returns:
-        What tells these labels from others, and the table, or None if they are the known.
-    """
-    pixels = np.ascontiguousarray(plan.labels[()])
-    yield 0.0
-    place = plan.transform.matrix.tobytes(), plan.linear.tobytes(), plan.unit
-    channels = tuple((c.name, id(c.window.data), c.window.bounds) for c in plan.channels)
-    found = zlib.crc32(pixels.data), plan.axes, plan.shape_axes, place, channels
-    if found == known:
-        return known, None
-    return found, (yield from measure(plan))
-
-
-def _blocks(
-    plan: Plan, frame: tuple[int, ...], weights: np.ndarray
-) -> Iterator[tuple[float, BlockSums]]:
-    """The sums of the blocks of one frame, and the share of it that is done."""
-    shape = [plan.labels.shape[place] for place in plan.places]
-    lazy = not isinstance(plan.labels.data, np.ndarray)
-    plane = math.prod(shape[1:])
-    thick = max(1, (_SLAB_PIXELS if lazy else BLOCK_PIXELS) // plane)
-    if len(shape) == 3:
-        thick = max(thick, 8)  # neighbouring planes are read twice
-    for start in range(0, shape[0], thick):
-        stop = min(start + thick, shape[0])
-        low, high = max(start - 1, 0), min(stop + 1, shape[0])
-        raw = _read(plan, plan.labels, frame, (low, high))
-        padded = np.zeros([stop - start + 2, *(n + 2 for n in shape[1:])], raw.dtype)
-        inner = (slice(1, -1),) * (len(shape) - 1)
-        padded[(slice(low - start + 1, high - start + 1), *inner)] = raw
-        bright = [_read(plan, channel, frame, (start, stop)) for channel in plan.channels]
-        # Of a slab, blocks of rows: one call of numpy shall not keep other threads waiting.
-        axis = len(shape) - 2
-        rows = shape[axis] if axis else stop - start
-        step = max(1, BLOCK_PIXELS // (math.prod(padded.shape) // padded.shape[axis]))
-        for first in range(0, rows, step):
-            last = min(first + step, rows)
-            lead = (slice(None),) * axis
-            corner = [start, *([0] * (len(shape) - 1))]
-            corner[axis] += first
-            block = BlockSums.of(
-                padded[(*lead, slice(first, last + 2))],
-                corner,
-                [part[(*lead, slice(first, last))] for part in bright],
-                weights,
-            )
-            yield (start + (stop - start) * last / rows) / shape[0], block
-
-
-def _read(
-    plan: Plan, source: Window | Channel, frame: tuple[int, ...], planes: tuple[int, int]
-) -> np.ndarray:
-    """Some planes of one frame in the order of `plan.shape_axes`."""
-    key = [slice(None)] * len(plan.axes)
-    for place, index in zip(plan.frame_places, frame, strict=True):
-        key[place] = slice(index, index + 1)
-    key[plan.places[0]] = slice(*planes)
-    part = source.read(tuple(key)) if isinstance(source, Channel) else source[tuple(key)]
-    part = np.asarray(part).transpose(*plan.frame_places, *plan.places)
-    return part.reshape(part.shape[len(frame) :])
-
-
-def _table(plan: Plan, parts: list[tuple[tuple[int, ...], FrameSums]]) -> ObjectTable:
-    unit, n = plan.unit_symbol, len(plan.shape_axes)
-    joined = FrameSums.join([sums for _, sums in parts])
-    frame_of = np.repeat(np.arange(len(parts)), [len(sums.labels) for _, sums in parts])
-    indices = np.array([frame for frame, _ in parts], np.int64).reshape(len(parts), -1)[frame_of]
-
-    columns = [Column("label", "Label", tip="The number of the object in the Labels layer")]
-    values: dict[str, np.ndarray] = {"label": joined.labels}
-    for position, place in enumerate(plan.frame_places):
-        if plan.labels.shape[place] > 1:
-            title = _FRAMES[plan.axes[place]]
-            columns.append(Column(title.lower(), title, tip="Counted from 0, as the slider does"))
-            values[title.lower()] = indices[:, position]
-
-    for key, title, power, tip, numbers in joined.shapes(plan.linear):
-        columns.append(Column(key, title, f"{unit}{_RANK[power]}" if power else "", tip))
-        values[key] = numbers
-    for k, channel in enumerate(plan.channels):
-        for key, title, numbers in joined.brightness(k):
-            name = f"{title} of {channel.name}"
-            columns.append(Column(f"{key}_{k}", name, tip=f"{title} brightness of the object"))
-            values[f"{key}_{k}"] = numbers
-
-    centres = np.zeros((len(joined.labels), len(plan.axes)))
-    centres[:, plan.frame_places] = indices
-    centres[:, plan.places] = joined.centres
-    world = plan.transform.to_world(centres)[:, plan.places] * plan.factors
-    tip = "Centre of mass in napari's coordinates"
-    for k in range(n):
-        letter = plan.shape_axes[k]
-        columns.append(Column(f"centre_{letter.lower()}", f"Centre {letter}", unit, tip))
-        values[f"centre_{letter.lower()}"] = world[:, k]
-    return ObjectTable(tuple(columns), values, centres, plan.shape_axes)

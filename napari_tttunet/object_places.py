@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from napari_tttunet.geometry import Transform
-from napari_tttunet.measure import ObjectTable
 from napari_tttunet.regions import _world_factors
+from tttunet.measuring.table import ObjectTable
 
 #: Pixels of the screen that a mouse may move during a click.
 _STILL = 4

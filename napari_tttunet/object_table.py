@@ -5,15 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from qtpy.QtCore import QAbstractTableModel, QModelIndex, QPersistentModelIndex, Qt, Signal
+from qtpy.QtCore import (
+    QAbstractTableModel,
+    QItemSelectionModel,
+    QModelIndex,
+    QPersistentModelIndex,
+    Qt,
+    Signal,
+)
 from qtpy.QtGui import QKeySequence
-from qtpy.QtWidgets import QAbstractItemView, QApplication, QHeaderView, QTableView, QWidget
+from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidget
 
-from napari_tttunet.measure import ObjectTable, plain_header
+from tttunet.measuring.table import ObjectTable
 
 _Index = QModelIndex | QPersistentModelIndex
-#: Rows that the clipboard takes without waiting; more are copied by another thread.
-_COPIED_AT_ONCE = 5000
 
 
 def number_text(value: Any) -> str:
@@ -120,9 +125,11 @@ class ObjectView(QTableView):
 
     Attributes:
         chosen: the user went to a row; its position in the table.
+        copied: the user wants rows in the clipboard; int64, their positions in the table.
     """
 
     chosen = Signal(int)
+    copied = Signal(object)
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -142,7 +149,9 @@ class ObjectView(QTableView):
         rows.hide()
         rows.setSectionResizeMode(QHeaderView.ResizeMode.Fixed)
         rows.setDefaultSectionSize(self.fontMetrics().height() + 6)
-        columns.setResizeContentsPrecision(50)
+        columns.setResizeContentsPrecision(8)  # rows; each takes its time
+        # With the table's own one, a header asks for every cell whether it is chosen: seconds.
+        columns.setSelectionModel(QItemSelectionModel(self.objects, self))
         columns.setSortIndicator(-1, Qt.SortOrder.AscendingOrder)
         self.setSortingEnabled(True)
         self._quiet = False
@@ -181,13 +190,16 @@ class ObjectView(QTableView):
 
     def chosen_rows(self) -> np.ndarray:
         """Positions in the table of the rows that are selected, from top to bottom."""
-        rows = sorted({index.row() for index in self.selectionModel().selectedRows()})
-        return self.objects.order[rows]
+        chosen = np.zeros(len(self.objects.order), bool)
+        selection = self.selectionModel().selection()  # `selectedRows` takes long for 100 000
+        for i in range(selection.count()):
+            part = selection.at(i)
+            chosen[part.top() : part.bottom() + 1] = True
+        return self.objects.order[chosen]
 
     def keyPressEvent(self, event: Any) -> None:  # noqa: N802
         if event.matches(QKeySequence.StandardKey.Copy) and self.objects.table is not None:
-            rows = self.chosen_rows()[:_COPIED_AT_ONCE]
-            QApplication.clipboard().setText("\n".join(text_lines(self.objects.table, rows)))
+            self.copied.emit(self.chosen_rows())
             event.accept()
             return
         super().keyPressEvent(event)
@@ -195,9 +207,3 @@ class ObjectView(QTableView):
     def _on_current(self, current: _Index, _: _Index) -> None:
         if current.isValid() and not self._quiet:
             self.chosen.emit(int(self.objects.order[current.row()]))
-
-
-def text_lines(table: ObjectTable, order: np.ndarray) -> list[str]:
-    """Rows as spreadsheets paste them, the header first."""
-    header = "\t".join(plain_header(column) for column in table.columns)
-    return [header, *("\t".join(row) for row in table.rows(order))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,21 +13,16 @@ from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication, QVBoxLayout, QWidget
 
 from napari_tttunet.axes import data_shape, parse_axes
-from napari_tttunet.background import Outcome, run_steps
-from napari_tttunet.measure import (
-    ObjectTable,
-    axes_of_labels,
-    channels_under,
-    measure_changes,
-    measure_once,
-    plan_measurement,
-)
+from napari_tttunet.measure import Plan, axes_of_labels, channels_under, plan_measurement
 from napari_tttunet.object_places import click_listener, go_to, label_at, row_of_label
 from napari_tttunet.object_table import number_text
 from napari_tttunet.results_form import ResultsForm
 from napari_tttunet.scores_view import is_comparison
+from napari_tttunet.session import session
 from napari_tttunet.settings import Settings
+from tttunet.engine.messages import Cancelled, Done, Progress, Queued, Started
 from tttunet.errors import TTTUNetError
+from tttunet.measuring import ObjectTable
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -53,11 +49,12 @@ class ResultsDock(QWidget):
         self._layer: Any = None
         self._layers: list[Any] = []
         self._images: list[Any] = []
-        self._known: tuple[Any, ...] | None = None
+        #: What was measured last: its circumstances, and the checksum of its labels.
+        self._known: tuple[Any, str] | None = None
         self._number = 0
         self._busy_choosing = False
         #: Outlives the widget: whoever still calls can ask it.
-        self._state: dict[str, Any] = {"closed": False, "worker": None}
+        self._state: dict[str, Any] = {"closed": False, "job": None}
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(_PAUSE)
@@ -76,7 +73,7 @@ class ResultsDock(QWidget):
 
     @property
     def busy(self) -> bool:
-        return self._state["worker"] is not None
+        return self._state["job"] is not None
 
     def _connect(self) -> None:
         form = self.form
@@ -140,7 +137,7 @@ class ResultsDock(QWidget):
             try:
                 axes = axes_of_labels(layer, self._viewer.dims.axis_labels)
             except TTTUNetError as error:
-                self.form.tell(str(error))
+                self.form.tell(error.message, error.hint)
                 axes = ""
             self.form.axes.setText(axes)
             self._mark_layer()
@@ -209,7 +206,7 @@ class ResultsDock(QWidget):
         try:
             axes = parse_axes(self.form.axes.text(), self._layer)
         except TTTUNetError as error:
-            self.form.tell(str(error))
+            self.form.tell(error.message, error.hint)
             return
         self.form.settle()
         self.form.axes.setText(axes)
@@ -270,7 +267,7 @@ class ResultsDock(QWidget):
             self.measure()
 
     def measure(self, only_if_changed: bool = False) -> None:
-        """Measure the objects in another thread.
+        """Let the engine measure the objects.
 
         Args:
             only_if_changed: do nothing if pixels and place are those that were measured last.
@@ -290,12 +287,22 @@ class ResultsDock(QWidget):
             )
         except TTTUNetError as error:
             self._show_table(None)
-            self.form.tell(str(error))
+            self.form.tell(error.message, error.hint)
             return
         known = self._known if only_if_changed else None
-        steps = measure_changes(plan, known) if self._small() else measure_once(plan)
-        numbered = _numbered(steps, self._number)
-        self._state["worker"] = run_steps(numbered, self._on_outcome, self._on_progress)
+        checksum = known[1] if known and known[0] == plan.circumstances else ""
+        channels = [(channel.name, channel) for channel in plan.channels]
+        try:
+            self._state["job"] = session().engine.measure(
+                plan.labels,
+                plan.grid,
+                channels,
+                known=checksum if self._small() else None,
+                on_event=self._listener(plan, quiet=only_if_changed),
+            )
+        except RuntimeError as error:
+            self.form.tell("The engine has ended.", "Restart napari.", str(error))
+            return
         if not only_if_changed:
             self.form.summary.setText("Measuring ...")
         self.form.show_busy(True)
@@ -307,25 +314,49 @@ class ResultsDock(QWidget):
         self._timer.stop()
         self.form.show_busy(False)
 
-    def _on_progress(self, fraction: float) -> None:
-        if self.busy and not self._state["closed"]:
-            self.form.progress.setValue(round(1000 * fraction))
+    def _listener(self, plan: Plan, quiet: bool) -> Callable[[Any, Any], None]:
+        """Neither keeps this dock alive nor disturbs a later measurement."""
+        dock, number = weakref.ref(self), self._number
+        circumstances = plan.circumstances
 
-    def _on_outcome(self, outcome: Outcome) -> None:
-        (number, known, table), error = outcome[0] or (self._number, None, None), outcome[1]
-        if number != self._number or self._state["closed"]:
+        def hear(_: Any, event: Any) -> None:
+            found = dock()
+            if found is None or found._number != number or found._state["closed"]:
+                return
+            if isinstance(event, Done):
+                found._on_measured(circumstances, event.result)
+            elif isinstance(event, Cancelled):  # the engine was closed
+                found.cancel()
+            elif hasattr(event, "message") and hasattr(event, "hint"):  # failed or lost
+                found._on_failed(event)
+            else:
+                found._on_progress(event, quiet)
+
+        return hear
+
+    def _on_progress(self, event: Any, quiet: bool) -> None:
+        if isinstance(event, Progress):
+            self.form.show_progress(event.fraction)
+        elif quiet:
             return
-        self._state["worker"] = None
+        elif isinstance(event, Queued) and event.ahead:
+            self.form.summary.setText("Waiting for another job ...")
+        elif isinstance(event, Started):
+            words = "Starting the engine ..." if event.cold else "Measuring ..."
+            self.form.summary.setText(words)
+
+    def _on_measured(self, circumstances: Any, result: dict[str, Any]) -> None:
+        self._state["job"] = None
         self.form.show_busy(False)
-        if error is not None:
-            self.form.summary.clear()
-            own = isinstance(error, TTTUNetError)
-            words = str(error) if own else "The layer cannot be read. Is its file still there?"
-            self.form.tell(words, "" if own else repr(error))
-            return
-        self._known = known
-        if table is not None:
-            self._show_table(table)
+        checksum = result["checksum"]
+        self._known = None if checksum is None else (circumstances, checksum)
+        if result["changed"]:
+            self._show_table(result["table"])
+
+    def _on_failed(self, event: Any) -> None:
+        self.cancel()
+        self.form.summary.clear()
+        self.form.tell(event.message, event.hint, getattr(event, "details", ""))
 
     # Showing
 
@@ -437,14 +468,6 @@ class ResultsDock(QWidget):
         self._settings.save_soon()
 
 
-# In other threads
-
-
-def _numbered(steps: Any, number: int) -> Any:
-    outcome = yield from steps
-    return number, *outcome
-
-
 # What outlives the dock
 
 
@@ -454,9 +477,9 @@ def _click(dock: ResultsDock | None, event: Any) -> None:
 
 
 def _stop(state: dict[str, Any]) -> None:
-    if state["worker"] is not None:
-        state["worker"].quit()
-        state["worker"] = None
+    if state["job"] is not None:
+        state["job"].cancel()
+        state["job"] = None
 
 
 def _shut(state: dict[str, Any], viewer: Any, on_drag: Any, *_: Any) -> None:

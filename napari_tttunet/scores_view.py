@@ -24,28 +24,22 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_tttunet.background import Outcome, run_steps
 from napari_tttunet.comparison import (
     COLOURS,
-    DIFFERENT,
-    FALSE,
-    MATCHED,
-    MISSED,
     Foreground,
-    Pair,
     Scores,
     class_scores,
     object_scores,
-    paint_classes,
-    paint_objects,
     pair_of,
 )
 from napari_tttunet.geometry import Transform
 from napari_tttunet.measure import channels_under
 from napari_tttunet.session import session
 from napari_tttunet.settings import Settings
-from tttunet.engine.messages import Cancelled, Done, Started
+from napari_tttunet.widgets import explain
+from tttunet.engine.messages import Cancelled, Done, Progress, Started
 from tttunet.errors import TTTUNetError
+from tttunet.measuring.agreement import DIFFERENT, FALSE, MATCHED, MISSED
 
 _KIND = "comparison"
 _LEGEND = {
@@ -86,9 +80,9 @@ class ScoresView(QWidget):
         self._layer: Any = None
         self._axes, self._volumes = "", True
         self._truths: list[Any] = []
-        self._running: dict[str, Any] = {"jobs": {}, "worker": None, "closed": False}
+        self._running: dict[str, Any] = {"jobs": {}, "closed": False}
         self._results: dict[str, dict[str, Any]] = {}
-        self._compared: tuple[Any, Any, Pair, str] | None = None
+        self._compared: tuple[Any, Any, str] | None = None
         self._edited: weakref.WeakSet[Any] = weakref.WeakSet()
         self._number = 0
         self.destroyed.connect(partial(_shut, self._running))
@@ -96,43 +90,53 @@ class ScoresView(QWidget):
         self._enable()
 
     def _build(self) -> None:
-        self.truth = _named(QComboBox(), "results_truth", "True labels")
-        self.truth.setToolTip("Labels that are right, drawn on the same pixels, e.g. by an expert")
+        self.truth = _control(
+            QComboBox(),
+            "truth",
+            "True labels",
+            "Labels that are right, drawn on the same pixels, e.g. by an expert",
+        )
         self.truth.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         self.truth.currentIndexChanged.connect(self._enable)
-        self.kind = _named(QComboBox(), "results_compare_as", "Compare as")
+        self.kind = _control(
+            QComboBox(),
+            "compare_as",
+            "Compare as",
+            "Objects: each label is one object. Classes: each label is a kind.",
+        )
         self.kind.addItem("Objects, one by one", "instance")
         self.kind.addItem("Classes, pixel by pixel", "semantic")
         self.kind.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
-        self.kind.setToolTip("Objects: each label is one object. Classes: each label is a kind.")
         chosen = self._settings.get("results.compare_as", "instance")
         self.kind.setCurrentIndex(max(self.kind.findData(chosen), 0))
         self.kind.currentIndexChanged.connect(self._on_kind)
-        self.threshold = _named(QDoubleSpinBox(), "results_threshold", "Overlap needed")
+        self.threshold = _control(
+            QDoubleSpinBox(),
+            "threshold",
+            "Overlap needed",
+            "Two objects match if the pixels they share are at least this part of all pixels of "
+            "both (intersection over union)",
+        )
         self.threshold.setRange(0.05, 1.0)
         self.threshold.setSingleStep(0.05)
         self.threshold.setValue(self._settings.get("results.threshold", 0.5))
-        self.threshold.setToolTip(
-            "Two objects match if the pixels they share are at least this part of all pixels of "
-            "both (intersection over union)"
-        )
         self.threshold.valueChanged.connect(partial(self._remember, "results.threshold"))
         form = QFormLayout()
         form.setContentsMargins(0, 0, 0, 0)
         form.addRow("True labels", self.truth)
         form.addRow("Compare as", self.kind)
         form.addRow("Overlap needed", self.threshold)
-        self.button = _named(QPushButton("Compare"), "results_compare", "Compare")
-        self.progress = _named(QProgressBar(), "results_compare_progress", "Progress")
+        self.button = _control(QPushButton("Compare"), "compare", "Compare", "")
+        self.progress = _control(QProgressBar(), "compare_progress", "Progress", "")
         self.progress.setTextVisible(False)
         self.progress.setMaximumHeight(6)
         self.progress.hide()
         self.button.clicked.connect(self._on_button)
-        self.note = _named(QLabel(), "results_compare_note", "State of the comparison")
+        self.note = _control(QLabel(), "compare_note", "State of the comparison", "")
         self.note.setWordWrap(True)
         self.grid = QGridLayout()
         self.grid.setContentsMargins(0, 0, 0, 0)
-        self.legend = _named(QLabel(), "results_legend", "Legend")
+        self.legend = _control(QLabel(), "legend", "Legend", "")
         self.legend.setWordWrap(True)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -190,7 +194,7 @@ class ScoresView(QWidget):
 
     @property
     def busy(self) -> bool:
-        return bool(self._running["jobs"]) or self._running["worker"] is not None
+        return bool(self._running["jobs"])
 
     def compare(self) -> None:
         """Start comparing; what is wrong with the layers is told by `problem`."""
@@ -205,12 +209,13 @@ class ScoresView(QWidget):
             true: Any
             ours, true = pair.objects() if task == "instance" else (pair.pred, pair.truth)
             self._number += 1
-            self._results, self._compared = {}, (layer, truth, pair, task)
+            self._results, self._compared = {}, (layer, truth, task)
             evaluate = session().engine.evaluate
             jobs = self._running["jobs"]
             options = {"threshold": round(self.threshold.value(), 2)}
             # Entered before it is known to run: nothing is heard before this method ends.
-            jobs[task] = evaluate(ours, true, task, self._hear(task), **options)
+            hear = self._hear(task)
+            jobs[task] = evaluate(ours, true, task, hear, painted=True, **options)
             if task == "instance":
                 ours, true = Foreground(pair.pred), Foreground(pair.truth)
                 jobs["foreground"] = evaluate(ours, true, "semantic", self._hear("foreground"))
@@ -249,7 +254,9 @@ class ScoresView(QWidget):
             if not self._running["jobs"]:
                 self._show_result()
         elif isinstance(event, Started):
-            self.note.setText("Starting the engine ..." if event.cold else "Comparing ...")
+            self.note.setText("Starting the engine ..." if event.cold else "Reading the labels ...")
+        elif isinstance(event, Progress):
+            self.note.setText("Comparing ...")
         elif isinstance(event, Cancelled):
             self.cancel()
         elif hasattr(event, "message") and hasattr(event, "hint"):  # failed or lost
@@ -261,33 +268,16 @@ class ScoresView(QWidget):
 
     def _show_result(self) -> None:
         assert self._compared is not None
-        _, _, pair, task = self._compared
+        layer, truth, task = self._compared
         if task == "instance":
-            result = self._results["instance"]
-            scores = object_scores(result, self._results["foreground"])
-            steps = paint_objects(pair, result)
+            scores = object_scores(self._results["instance"], self._results["foreground"])
         else:
-            scores, steps = class_scores(self._results["semantic"]), paint_classes(pair)
+            scores = class_scores(self._results["semantic"])
         self._show(scores, task)
         self.note.setText("As the labels are now:")
-        self._running["worker"] = run_steps(_numbered(steps, self._number), self._on_painted)
         self._enable()
-
-    def _on_painted(self, outcome: Outcome) -> None:
-        error = outcome[1]
-        number, painted = outcome[0] or (self._number, np.zeros(0, np.uint8))
-        if number != self._number or self._running["closed"] or self._compared is None:
-            return
-        if error is not None:
-            self.cancel()
-            own = isinstance(error, TTTUNetError)
-            self.problem.emit(str(error) if own else "The layers cannot be read.", repr(error))
-            return
-        self._running["worker"] = None
-        self._enable()
-        layer, truth, _, task = self._compared
         if layer in self._viewer.layers:
-            self._put(layer, truth, painted, task)
+            self._put(layer, truth, self._results[task]["painted"], task)
 
     def _put(self, layer: Any, truth: Any, painted: np.ndarray, task: str) -> None:
         """Show the comparison; one that was shown before is replaced unless it was edited."""
@@ -373,18 +363,10 @@ class ScoresView(QWidget):
         self._settings.save_soon()
 
 
-def _numbered(steps: Any, number: int) -> Any:
-    painted = yield from steps
-    return number, painted
-
-
 def _stop(running: dict[str, Any]) -> None:
     for job in running["jobs"].values():
         job.cancel()
     running["jobs"].clear()
-    if running["worker"] is not None:
-        running["worker"].quit()
-        running["worker"] = None
 
 
 def _shut(running: dict[str, Any], *_: Any) -> None:
@@ -392,7 +374,6 @@ def _shut(running: dict[str, Any], *_: Any) -> None:
     _stop(running)
 
 
-def _named(widget: Any, name: str, words: str) -> Any:
-    widget.setObjectName(name)
+def _control(widget: Any, name: str, words: str, tip: str) -> Any:
     widget.setAccessibleName(words)
-    return widget
+    return explain(widget, f"results_{name}", tip)

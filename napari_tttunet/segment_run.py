@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from qtpy.QtCore import QObject, Signal
+from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_tttunet.axes import data_shape
 from napari_tttunet.dock_work import Background
@@ -25,12 +25,15 @@ from napari_tttunet.result_layers import (
     show_map_images,
 )
 from napari_tttunet.session import session
+from napari_tttunet.warm_up import warm_up
 from tttunet.engine import messages
 from tttunet.engine.job import Job, Preview
 from tttunet.errors import ImageError, TTTUNetError
 
 #: Labels of a whole image are made for a part of it only if they are at most so large.
 LARGEST_WHOLE = 2**30
+#: Milliseconds from the opening of a dock, which shall be drawn first.
+_WARM_UP_AFTER = 500
 
 
 @dataclass(frozen=True)
@@ -218,6 +221,7 @@ class SegmentRun(QObject):
         self._decoding: dict[str, Any] | None = None
         self._next_decoding: dict[str, Any] | None = None
         self._closed = False
+        QTimer.singleShot(_WARM_UP_AFTER, warm_up)
 
     @property
     def running(self) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import QMimeData, Qt, Signal
 from qtpy.QtWidgets import (
     QApplication,
     QFileDialog,
@@ -21,10 +21,10 @@ from qtpy.QtWidgets import (
 )
 
 from napari_tttunet.background import Outcome, run_steps
-from napari_tttunet.measure import ObjectTable, write_csv
-from napari_tttunet.object_table import ObjectModel, text_lines
+from napari_tttunet.object_table import ObjectModel
 from napari_tttunet.settings import Settings
 from tttunet.errors import TTTUNetError
+from tttunet.measuring.table import ObjectTable, text_lines, write_csv
 
 
 class TableExport(QWidget):
@@ -82,22 +82,27 @@ class TableExport(QWidget):
         dialog.finished.connect(dialog.deleteLater)
         dialog.open()
 
-    def save_table(self, path: str) -> None:
+    def save_table(self, path: str | Path) -> None:
         """Write the rows that are shown, as they are sorted, to a CSV file."""
         self._settings.set("results.folder", str(Path(path).absolute().parent))
         self._settings.save_soon()
-        self._start(_save, self._on_saved, Path(path).absolute())
+        path = Path(path).absolute()
+        self._start(partial(_save, path), self._objects.order, self._on_saved)
 
     def copy_table(self) -> None:
         """Put the rows that are shown into the clipboard."""
-        self._start(_copy, self._on_copied)
+        self.copy_rows(self._objects.order)
 
-    def _start(self, function: Any, listener: Any, *more: Any) -> None:
+    def copy_rows(self, order: np.ndarray) -> None:
+        """Put some rows, given by their positions in the table, into the clipboard."""
+        self._start(_copy, order, self._on_copied)
+
+    def _start(self, function: Any, order: np.ndarray, listener: Any) -> None:
         if self._objects.table is None:
             return
         self.problem.emit("", "")
         self._say("Writing ...")
-        run_steps(function(self._objects.table, self._objects.order, *more), listener)
+        run_steps(function(self._objects.table, order), listener)
 
     def _say(self, words: str) -> None:
         self.outcome.setText(words)
@@ -111,7 +116,9 @@ class TableExport(QWidget):
     def _on_copied(self, outcome: Outcome) -> None:
         if self._succeeded(outcome):
             text, count = outcome[0]
-            QApplication.clipboard().setText(text)
+            data = QMimeData()
+            data.setData("text/plain", text)  # as text, Qt would convert many megabytes here
+            QApplication.clipboard().setMimeData(data)
             self._say(f"{count} rows copied: paste them into a spreadsheet")
 
     def _succeeded(self, outcome: Outcome) -> bool:
@@ -124,12 +131,12 @@ class TableExport(QWidget):
 
 
 def _save(
-    table: ObjectTable, order: np.ndarray, path: Path
+    path: Path, table: ObjectTable, order: np.ndarray
 ) -> Generator[int, None, tuple[Path, int]]:
     yield from write_csv(table, path, order)
     return path, len(order)
 
 
-def _copy(table: ObjectTable, order: np.ndarray) -> Generator[int, None, tuple[str, int]]:
-    yield 0
-    return "\n".join(text_lines(table, order)), len(order)
+def _copy(table: ObjectTable, order: np.ndarray) -> Generator[int, None, tuple[bytes, int]]:
+    lines = yield from text_lines(table, order)
+    return "\n".join(lines).encode(), len(order)

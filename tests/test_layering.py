@@ -25,6 +25,7 @@ LEVELS = {
     "inference": 4,
     "evaluation": 4,
     "models": 3,
+    "measuring": 3,
     "networks": 2,
     "imaging": 2,
     "layers": 1,

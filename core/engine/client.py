@@ -7,7 +7,7 @@
 Only the standard library, numpy and appose are needed here, so that 3D Slicer's Python can use
 it. Nothing here waits for the worker but `Job.wait` and, for some seconds, `Engine.close`.
 
-Jobs. `segment` and `evaluate` take arrays, `decode` changes the thresholds of the last
+Jobs. `segment`, `evaluate` and `measure` take arrays, `decode` changes the thresholds of the last
 segmentation without the network. All others are `request(message)`, see `messages`: `Hello` (starts
 the worker early), `Estimate`, `Train` (`options={"start": model}` fine-tunes), `Evaluate` (files),
 `Batch`, `ListModels`, `AddModel`, `RemoveModel`, `ExportModel`, `DownloadModel`.
@@ -33,9 +33,10 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ from tttunet.engine import exchange, messages
 from tttunet.engine.job import Job, OnEvent, Preview
 from tttunet.engine.messages import Cancelled, Done, Failed, Lost, Queued, Started
 from tttunet.engine.process import WorkerDied, WorkerError, WorkerProcess
+from tttunet.measuring import Grid, ObjectTable
 
 __all__ = ["Engine", "Job", "Preview"]
 
@@ -56,10 +58,13 @@ GRACE = 1.0
 GRACES = {"train": 60.0, "batch": 10.0} | dict.fromkeys(
     ("add_model", "remove_model", "export_model", "download_model"), 10.0
 )
+#: The same for measuring: sums over millions of objects take some seconds at their end.
+MEASURING_GRACE = 10.0
 #: The same for any job when the engine is closed.
 CLOSING_GRACE = 3.0
 #: How often a running worker is asked whether it lives, in seconds: appose may miss its death.
 _HEARTBEAT = 1.0
+_TABLE = "table.npz"
 
 
 class Engine:
@@ -198,18 +203,65 @@ class Engine:
         truth: np.ndarray,
         task: str,
         on_event: OnEvent | None = None,
+        painted: bool = False,
         **options: Any,
     ) -> Job:
-        """Compare two label arrays of the same shape; see `jobs.evaluate_arrays`."""
+        """Compare two label arrays of the same shape; see `jobs.evaluate_arrays`.
+
+        `painted`: also return where they agree, as `result["painted"]`; see
+        `tttunet.measuring.agreement`.
+        """
 
         def prepare(folder: Path, cancelled: Callable[[], bool]) -> messages.Message:
             paths = folder / "pred.npy", folder / "truth.npy"
             for path, array in zip(paths, (pred, truth), strict=True):
                 exchange.write_array(path, array, cancelled)
-            return messages.Evaluate(str(paths[0]), str(paths[1]), task, options)
+            image = str(folder / "painted.npy") if painted else ""
+            return messages.Evaluate(str(paths[0]), str(paths[1]), task, options, image)
 
-        size = int(pred.nbytes + truth.nbytes)
-        return self.submit(Job("evaluate", prepare, None, on_event, size))
+        size = int(pred.nbytes + truth.nbytes + painted * math.prod(pred.shape))
+        return self.submit(Job("evaluate", prepare, _collect_arrays, on_event, size))
+
+    def measure(
+        self,
+        labels: Any,
+        grid: Grid,
+        channels: Sequence[tuple[str, Any]] = (),
+        *,
+        known: str | None = None,
+        on_event: OnEvent | None = None,
+    ) -> Job:
+        """Measure the objects of a label array; `Done.result["table"]` is an `ObjectTable`.
+
+        Args:
+            labels: integers; numpy, dask, zarr or what slices like them, copied chunk by chunk in
+                the engine's thread.
+            grid: of the labels.
+            channels: names and arrays of the labels' shape; their brightness is measured.
+            known: `Done.result["checksum"]` of an earlier measurement: if the labels are the same,
+                there is no table. "": none is known; None: checksums are not wanted.
+        """
+        arrays = [labels, *(array for _, array in channels)]
+
+        def prepare(folder: Path, cancelled: Callable[[], bool]) -> messages.Message:
+            paths = [str(folder / f"measured_{i}.npy") for i in range(len(arrays))]
+            for path, array in zip(paths, arrays, strict=True):
+                exchange.write_array(Path(path), array, cancelled)
+            named = zip((name for name, _ in channels), paths[1:], strict=True)
+            return messages.Measure(
+                paths[0],
+                str(folder / _TABLE),
+                grid.axes,
+                grid.shape_axes,
+                tuple(map(tuple, grid.matrix.tolist())),
+                grid.unit,
+                tuple(named),
+                known,
+            )
+
+        sizes = (math.prod(one.shape) * np.dtype(one.dtype).itemsize for one in arrays)
+        job = Job("measure", prepare, _collect_table, on_event, sum(sizes), MEASURING_GRACE)
+        return self.submit(job)
 
     def close(self) -> None:
         """Cancel what waits or runs, and end the worker."""
@@ -362,8 +414,15 @@ def _preview(message: messages.Partial) -> Preview:
     return Preview(message.bounds, np.array(exchange.open_array(message.file)[part]))
 
 
+def _collect_table(folder: Path, done: Done) -> Done:
+    """Read the table of a measurement, if the labels had changed."""
+    path = folder / _TABLE
+    table = ObjectTable.load(path) if path.exists() else None
+    return replace(done, result={**done.result, "table": table})
+
+
 def _collect_arrays(folder: Path, done: Done) -> Done:
     """Read the arrays of a job into memory: their files go with the job's folder."""
-    names = [name for name in ("labels", "maps") if (folder / f"{name}.npy").exists()]
+    names = [name for name in ("labels", "maps", "painted") if (folder / f"{name}.npy").exists()]
     arrays = {name: exchange.read_array(folder / f"{name}.npy") for name in names}
     return replace(done, result={**done.result, **arrays})

@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import platform
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tttunet.engine import exchange, messages
 from tttunet.engine.memory import device_memory, host_memory
 from tttunet.engine.models import LoadedModels
 from tttunet.engine.worker import Reporter
-from tttunet.errors import DatasetError, TTTUNetError
+from tttunet.errors import Cancelled, DatasetError, TTTUNetError
 
 #: What the worker keeps from one job to the next.
 _MODELS = LoadedModels()
@@ -157,11 +158,15 @@ def _library(request: Any, reporter: Reporter) -> dict[str, Any]:
 
 
 def _evaluate(request: messages.Evaluate, reporter: Reporter) -> dict[str, Any]:
+    reporter.stage("comparing")
     from tttunet.evaluation import evaluate
 
     if request.pred.endswith(".npy"):
         pred, truth = exchange.open_array(request.pred), exchange.open_array(request.truth)
-        return evaluate_arrays(pred, truth, request.task, **request.options)
+        result = evaluate_arrays(pred, truth, request.task, **request.options)
+        if request.painted:
+            _paint(pred, truth, request, result, reporter)
+        return result
     report = evaluate(
         request.pred,
         request.truth,
@@ -170,6 +175,26 @@ def _evaluate(request: messages.Evaluate, reporter: Reporter) -> dict[str, Any]:
         progress=lambda done, total: reporter.progress("comparing", done, total),
     )
     return dict(json.loads(report.to_json()))
+
+
+def _paint(
+    pred: np.ndarray,
+    truth: np.ndarray,
+    request: messages.Evaluate,
+    result: dict[str, Any],
+    reporter: Reporter,
+) -> None:
+    from tttunet.measuring.agreement import paint_classes, paint_objects
+
+    painted = exchange.create_array(request.painted, pred.shape, np.uint8)
+    if request.task == "instance":
+        steps = paint_objects(pred, truth, result, painted)
+    else:
+        steps = paint_classes(pred, truth, painted)
+    for fraction in steps:
+        reporter.progress("painting", fraction, 1.0)
+        if reporter.is_cancelled():
+            raise Cancelled("The labels were not compared.")
 
 
 def evaluate_arrays(
@@ -223,6 +248,32 @@ def evaluate_arrays(
     }
 
 
+def _measure(request: messages.Measure, reporter: Reporter) -> dict[str, Any]:
+    """`count` of objects, `checksum` of the labels if wanted, and whether they have `changed`."""
+    from tttunet.measuring import Grid, measure
+
+    labels = exchange.open_array(request.labels)
+    checksum = None
+    if request.known is not None:
+        checksum = f"{zlib.crc32(np.ascontiguousarray(labels).data):08x}"
+        if checksum == request.known:
+            return {"checksum": checksum, "changed": False}
+    matrix = np.array(request.matrix, float)
+    grid = Grid(request.axes, request.shape_axes, matrix, request.unit)
+    channels = [(name, exchange.open_array(path)) for name, path in request.channels]
+    steps = measure(labels, grid, channels)
+    while True:
+        if reporter.is_cancelled():
+            raise Cancelled("The objects were not measured.")
+        try:
+            reporter.progress("measuring", next(steps), 1.0)
+        except StopIteration as stop:
+            table = stop.value
+            break
+    table.save(request.output)
+    return {"count": len(table), "checksum": checksum, "changed": True}
+
+
 _HANDLERS: dict[str, Callable[[Any, Reporter], dict[str, Any]]] = {
     "hello": _hello,
     "segment": _segment,
@@ -230,6 +281,7 @@ _HANDLERS: dict[str, Callable[[Any, Reporter], dict[str, Any]]] = {
     "estimate": _estimate,
     "train": _train,
     "evaluate": _evaluate,
+    "measure": _measure,
     "batch": _batch,
     "list_models": _library,
     "add_model": _library,

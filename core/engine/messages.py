@@ -203,12 +203,41 @@ class Train(Message, kind="train"):
 
 @dataclass(frozen=True)
 class Evaluate(Message, kind="evaluate"):
-    """Compare label files, or arrays by their .npy files; see `tttunet.evaluate`."""
+    """Compare label files, or arrays by their .npy files; see `tttunet.evaluate`.
+
+    Attributes:
+        painted: of arrays, the .npy file that receives where they agree, see
+            `tttunet.measuring.agreement`; empty: not wanted.
+    """
 
     pred: str
     truth: str
     task: str
     options: dict[str, Any] = field(default_factory=dict)
+    painted: str = ""
+
+
+@dataclass(frozen=True)
+class Measure(Message, kind="measure"):
+    """Measure the objects of a label array; see `tttunet.measuring`.
+
+    Attributes:
+        labels: their .npy file.
+        output: the .npz file that receives the `ObjectTable`.
+        axes, shape_axes, matrix, unit: see `tttunet.measuring.Grid`.
+        channels: name and .npy file of each image whose brightness is measured.
+        known: `checksum` of an earlier result; labels with the same are not measured again.
+            None: checksums are not wanted.
+    """
+
+    labels: str
+    output: str
+    axes: str
+    shape_axes: str
+    matrix: tuple[tuple[float, ...], ...]
+    unit: str = "px"
+    channels: tuple[tuple[str, str], ...] = ()
+    known: str | None = None
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from tttunet.errors import ImageError
 from tttunet.imaging import Image
+from tttunet.measuring.objects import Grid, finish, measure
 
 _UNIT_SYMBOLS = {"micrometer": "um", "millimeter": "mm"}
+#: The outline, then pure numbers, by the number of axes.
+_SHAPES = {
+    2: ("perimeter", "eccentricity", "solidity"),
+    3: ("surface", "sphericity", "elongation"),
+}
 _COLOURS = ("red", "green", "blue")
 
 
@@ -30,12 +36,23 @@ def object_table(
     Raises:
         ImageError: labels and image have different shapes.
     """
-    columns = object_columns(image, classes is not None)
-    return [
-        dict(zip(columns, values, strict=True))
-        for time, frame, intensity in _frames(labels, image)
-        for values in _measure(time, frame, intensity, image, classes)
-    ]
+    table = finish(measure(labels, _grid(image), _channels(labels, image)))
+    n, values, size = len(image.spatial_axes), table.values, table.values[table.size_key]
+    pixels = values["pixels"]
+    columns = [values["label"].tolist()]
+    if classes is not None:
+        columns.append([classes.get(label, "") for label in columns[0]])
+    if "T" in image.axes:
+        columns.append(table.centres[:, image.axes.index("T")].astype(int).tolist())
+    sizes = [pixels] if image.unit is None else [pixels, size]
+    columns += [one.tolist() for one in sizes]
+    columns += table.centres[:, -n:].T.tolist()
+    columns += table.boxes.reshape(len(table), 2 * n).T.tolist()
+    columns += [_equivalent_diameter(one, n).tolist() for one in sizes]
+    columns += [values[key].tolist() for key in _SHAPES[n]]
+    columns += [values[f"mean_{k}"].tolist() for k in range(image.channels)]
+    names = object_columns(image, classes is not None)
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def object_columns(image: Image, with_classes: bool = False) -> list[str]:
@@ -44,8 +61,9 @@ def object_columns(image: Image, with_classes: bool = False) -> list[str]:
     `label`, `class` (for class labels), `t` (frame, for time series); `area_px` or, in 3D,
     `volume_voxels`; the same in the image's unit, such as `area_um2`; `centroid_*` and `bbox_*`
     per axis in pixels, where `bbox_max_*` is the first pixel outside; the diameter of a circle or
-    ball of the same size; the mean intensity per channel. Physical columns are there if the image
-    has a physical pixel size.
+    ball of the same size; `perimeter_*`, `eccentricity` and `solidity` or, in 3D, `surface_*`,
+    `sphericity` and `elongation` (see `tttunet.measuring.sums`); the mean intensity per channel.
+    Physical columns are there if the image has a physical pixel size.
     """
     axes = image.spatial_axes.lower()
     unit = _UNIT_SYMBOLS.get(image.unit or "")
@@ -61,8 +79,14 @@ def object_columns(image: Image, with_classes: bool = False) -> list[str]:
         *(f"bbox_max_{axis}" for axis in axes),
         "equivalent_diameter_px",
         *([f"equivalent_diameter_{unit}"] if unit else []),
+        *_shape_columns(len(axes), unit),
         *_intensity_columns(image),
     ]
+
+
+def _shape_columns(n: int, unit: str | None) -> list[str]:
+    border, *pure = _SHAPES[n]
+    return [f"{border}_{unit or 'px'}{'' if n == 2 else 2}", *pure]
 
 
 def _intensity_columns(image: Image) -> list[str]:
@@ -74,56 +98,27 @@ def _intensity_columns(image: Image) -> list[str]:
     return [f"mean_{name}" for name in names]
 
 
-def _frames(
-    labels: np.ndarray, image: Image
-) -> Iterator[tuple[int | None, np.ndarray, np.ndarray]]:
-    """(frame number, [*spatial] labels, [*spatial, C] intensities)."""
+def _grid(image: Image) -> Grid:
+    """Of the labels of an image, in its unit."""
+    axes = image.axes.replace("C", "")
+    n = len(image.spatial_axes)
+    matrix = np.zeros((n, len(axes) + 1))
+    matrix[:, len(axes) - n : -1] = np.diag(image.spacing if image.unit else (1.0,) * n)
+    return Grid(axes, image.spatial_axes, matrix)
+
+
+def _channels(labels: np.ndarray, image: Image) -> list[tuple[str, np.ndarray]]:
+    """Arrays of the labels' shape."""
     position = image.axes.find("C")
-    if position < 0:
-        intensity = image.array[..., np.newaxis]
-    else:
-        intensity = np.moveaxis(image.array, position, -1)
-    if labels.shape != intensity.shape[:-1]:
+    arrays = [image.array] if position < 0 else list(np.moveaxis(image.array, position, 0))
+    if labels.shape != arrays[0].shape:
         raise ImageError(
             f"Labels of shape {labels.shape} do not fit '{image.name}', "
-            f"which needs {intensity.shape[:-1]}."
+            f"which needs {arrays[0].shape}."
         )
-    if "T" not in image.axes:
-        yield None, labels, intensity
-        return
-    for time, (frame, values) in enumerate(zip(labels, intensity, strict=True)):
-        yield time, frame, values
+    return list(zip(_intensity_columns(image), arrays, strict=True))
 
 
-def _measure(
-    time: int | None,
-    labels: np.ndarray,
-    intensity: np.ndarray,
-    image: Image,
-    classes: Mapping[int, str] | None,
-) -> Iterator[list[Any]]:
-    from skimage.measure import regionprops_table
-
-    n = labels.ndim
-    table = regionprops_table(
-        labels, intensity, properties=("label", "area", "centroid", "bbox", "intensity_mean")
-    )
-    voxel = float(np.prod(image.spacing))
-    for label, pixels, *rest in zip(*(column.tolist() for column in table.values()), strict=True):
-        centroid, box, means = rest[:n], rest[n : 3 * n], rest[3 * n :]
-        size = [int(pixels)] if image.unit is None else [int(pixels), pixels * voxel]
-        yield [
-            label,
-            *([] if classes is None else [classes.get(label, "")]),
-            *([] if time is None else [time]),
-            *size,
-            *centroid,
-            *box,
-            *(_equivalent_diameter(value, n) for value in size),
-            *means,
-        ]
-
-
-def _equivalent_diameter(size: float, dim: int) -> float:
-    """Diameter of the circle of this area, or of the ball of this volume."""
-    return 2 * (size / np.pi) ** 0.5 if dim == 2 else (6 * size / np.pi) ** (1 / 3)
+def _equivalent_diameter(sizes: np.ndarray, dim: int) -> np.ndarray:
+    """Diameters of circles of these areas, or of balls of these volumes."""
+    return 2 * (sizes / np.pi) ** 0.5 if dim == 2 else (6 * sizes / np.pi) ** (1 / 3)

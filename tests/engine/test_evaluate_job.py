@@ -9,6 +9,7 @@ import tifffile
 
 from tttunet.engine.client import Engine
 from tttunet.engine.messages import Evaluate
+from tttunet.measuring.agreement import DIFFERENT, FALSE, MATCHED, MISSED
 
 from .conftest import finish
 
@@ -27,6 +28,19 @@ def test_arrays_with_the_objects_that_match(engine: Engine):
     assert (result["missed"], result["false"]) == ([9], [6])
     assert result["scores"][0]["f1"] == 0.5
     assert result["threshold"] == 0.5
+
+
+def test_where_objects_and_classes_agree(engine: Engine):
+    pred, truth = pair()
+    painted = finish(engine.evaluate(pred, truth, "instance", painted=True)).result["painted"]
+    assert (painted.dtype, painted.shape) == (np.uint8, pred.shape)
+    assert (painted[0, 0], painted[15, 15], painted[0, 15]) == (MATCHED, MISSED, FALSE)
+    assert painted[0, 7] == painted[10, 10] == 0  # only the truth of a match; background
+    classes = pred.astype(np.uint8)
+    classes[12:16, 12:] = 8
+    result = finish(engine.evaluate(classes, truth, "semantic", painted=True)).result
+    corners = [result["painted"][place] for place in ((13, 13), (18, 18), (0, 15))]
+    assert corners == [DIFFERENT, MISSED, FALSE]
 
 
 def test_classes(engine: Engine):

@@ -28,6 +28,9 @@ EXAMPLES = [
     messages.Estimate((3, 4), "YX", "nuclei"),
     messages.Train("data", "run", {"steps": 3}),
     messages.Evaluate("a", "b", "instance"),
+    messages.Measure(
+        "l.npy", "t.npz", "YX", "YX", ((1.0, 0.0), (0.0, 1.0)), "µm", (("a", "a.npy"),)
+    ),
     messages.Batch({"inputs": ["a"]}),
     messages.ListModels(),
     messages.AddModel("folder", "name", convert=True, options={"fold": "0"}),

@@ -9,6 +9,10 @@ from tttunet.errors import ImageError
 from tttunet.imaging import Image
 from tttunet.inference.objects import object_columns, object_table
 
+#: Crofton's formula in four directions, as scikit-image's `perimeter_crofton` has it: lines along
+#: the rows and the columns meet the square 6 times each, diagonal ones 10 times each.
+PERIMETER_OF_3_BY_3 = np.pi / 4 * (6 + 6 + 10 / np.sqrt(2) + 10 / np.sqrt(2)) / 2
+
 
 def square_labels() -> np.ndarray:
     labels = np.zeros((8, 10), np.uint32)
@@ -31,6 +35,9 @@ def test_two_objects_in_pixels():
         "bbox_max_y": 4,
         "bbox_max_x": 5,
         "equivalent_diameter_px": pytest.approx(2 * (9 / np.pi) ** 0.5),
+        "perimeter_px": pytest.approx(PERIMETER_OF_3_BY_3),
+        "eccentricity": pytest.approx(0, abs=1e-6),
+        "solidity": 1.0,
         "mean_intensity": 5.0,
     }
     assert (second["label"], second["area_px"], second["mean_intensity"]) == (7, 8, 20.0)
@@ -42,6 +49,8 @@ def test_physical_size_and_colour():
     image = Image.from_array(array, "YXS", spacing=(0.5, 0.25), unit="micrometer")
     row = object_table(labels, image)[0]
     assert row["area_um2"] == pytest.approx(9 * 0.125)
+    assert row["perimeter_um"] > 2 * (1.5 + 0.75) * 0.8
+    assert row["eccentricity"] == pytest.approx((1 - (0.75 / 1.5) ** 2) ** 0.5)
     assert row["equivalent_diameter_um"] == pytest.approx(2 * (9 * 0.125 / np.pi) ** 0.5)
     assert [row[f"mean_{name}"] for name in ("red", "green", "blue")] == [1, 2, 3]
 
@@ -62,6 +71,12 @@ def test_volume_with_named_channels():
     assert row["equivalent_diameter_mm"] == pytest.approx((6 * 16 / np.pi) ** (1 / 3))
     assert (row["mean_T1"], row["mean_T2"]) == (20.0, 40.0)
     assert [row[f"centroid_{axis}"] for axis in "zyx"] == [1.5, 0.5, 0.5]
+    assert [row[f"bbox_{end}_{axis}"] for end in ("min", "max") for axis in "zyx"] == [
+        *(1, 0, 0),
+        *(3, 2, 2),
+    ]
+    assert row["elongation"] == pytest.approx(4 / 2)
+    assert row["surface_mm2"] > 0
 
 
 def test_time_series_has_a_row_per_frame():

@@ -13,16 +13,12 @@ from napari.layers import Image, Labels
 from skimage.draw import disk, ellipse
 from skimage.measure import perimeter_crofton, regionprops
 
-from napari_tttunet.measure import (
-    ObjectTable,
-    channels_under,
-    measure,
-    plan_measurement,
-    write_csv,
-)
+from napari_tttunet.measure import channels_under, plan_measurement
 from napari_tttunet.sample_data import fluorescence, ovule_nuclei
-from napari_tttunet.shape_sums import hull_areas
 from tttunet.errors import ImageError, OutputError
+from tttunet.measuring import ObjectTable, measure
+from tttunet.measuring.hull import hull_areas
+from tttunet.measuring.table import write_csv
 
 
 def run(steps: Any) -> Any:
@@ -35,7 +31,13 @@ def run(steps: Any) -> Any:
 
 
 def table_of(layer: Labels, axes: str, **options: Any) -> ObjectTable:
-    return run(measure(plan_measurement(layer, axes, **options)))
+    return run(steps_of(layer, axes, **options))
+
+
+def steps_of(layer: Labels, axes: str, **options: Any) -> Any:
+    plan = plan_measurement(layer, axes, **options)
+    channels = [(channel.name, channel) for channel in plan.channels]
+    return measure(plan.labels, plan.grid, channels)
 
 
 def row(table: ObjectTable, label: int, **frame: int) -> dict[str, float]:
@@ -129,6 +131,7 @@ def test_real_objects_as_scikit_image_measures_them(spacing: tuple[float, float]
     assert np.allclose(
         table.values["eccentricity"], np.sqrt(1 - (lengths[:, 0] / lengths[:, 1]) ** 2)
     )
+    assert table.boxes.reshape(-1, 4).tolist() == [list(one.bbox) for one in theirs]
     centres = np.array([one.centroid for one in theirs])
     assert np.allclose(table.values["centre_y"], centres[:, 0])
     assert np.allclose(table.values["centre_x"], centres[:, 1])
@@ -190,7 +193,7 @@ def test_hulls_of_shapes_with_dents_and_of_pieces() -> None:
 
     corners = [(y + dy, x) for _, y, *ends in rows for x in ends for dy in (0, 1)]
     expected = ConvexHull(corners).volume
-    assert run(hull_areas(np.array(rows), np.array([7]))) == pytest.approx([expected])
+    assert hull_areas(np.array(rows), np.array([7])) == pytest.approx([expected])
 
 
 def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,8 +203,8 @@ def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     for volumes in (True, False):
         whole = table_of(layer, "ZYX", volumes=volumes, image=picture)
         with monkeypatch.context() as patch:
-            patch.setattr("napari_tttunet.measure.BLOCK_PIXELS", 1000)
-            steps = measure(plan_measurement(layer, "ZYX", volumes, picture))
+            patch.setattr("tttunet.measuring.objects.BLOCK_PIXELS", 1000)
+            steps = steps_of(layer, "ZYX", volumes=volumes, image=picture)
             fractions = []
             while True:
                 try:
@@ -214,6 +217,7 @@ def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
         assert fractions[-1] == 1
         for key, values in whole.values.items():
             assert np.allclose(values, parts.values[key]), key
+        assert np.array_equal(whole.boxes, parts.boxes)
 
 
 def test_lazy_labels_and_channels() -> None:

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from napari.layers import Layer
 from qtpy.QtCore import QPoint, Qt
-from qtpy.QtWidgets import QFileDialog, QWidget
+from qtpy.QtWidgets import QApplication, QFileDialog, QWidget
 
 from napari_tttunet import results_dock
-from napari_tttunet.comparison import DIFFERENT, FALSE, MATCHED, MISSED
 from napari_tttunet.results_dock import ResultsDock
 from napari_tttunet.sample_data import fluorescence, ovule_nuclei
 from napari_tttunet.session import close_session, session
+from tttunet.measuring.agreement import DIFFERENT, FALSE, MATCHED, MISSED
 
 pytestmark = pytest.mark.filterwarnings("ignore:viewer.camera is a deprecated")
 PATIENCE = 60_000
@@ -32,10 +32,13 @@ def dock(viewer: Any, qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return opened(viewer)
 
 
-@pytest.fixture
-def engine() -> Iterator[None]:
-    yield
-    close_session()
+@pytest.fixture(scope="module", autouse=True)
+def _one_engine(qapp: Any) -> Iterator[None]:
+    """The worker stays warm for all tests of this file, and keeps to one core."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+        close_session()
 
 
 def opened(viewer: Any) -> ResultsDock:
@@ -264,8 +267,6 @@ def test_cancel_and_layers_that_vanish(viewer: Any, dock: ResultsDock, qtbot: An
 def test_a_saved_table_and_a_copied_one(
     viewer: Any, dock: ResultsDock, qtbot: Any, tmp_path: Path
 ) -> None:
-    from qtpy.QtWidgets import QApplication
-
     open_sample(viewer, ovule_nuclei)
     table = measured(qtbot, dock)
     click(qtbot, dock, "results_save")
@@ -283,7 +284,7 @@ def test_a_saved_table_and_a_copied_one(
     (tmp_path / "folder.csv").mkdir()
     dock.form.export.save_table(str(tmp_path / "folder.csv"))
     qtbot.waitUntil(dock.form.problem.isVisible, timeout=5000)
-    assert "is a folder" in find(dock, "results_problem_text").text()
+    assert "is a folder" in find(dock, "message_text").text()
     click(qtbot, dock, "results_copy")
     qtbot.waitUntil(lambda: "copied" in dock.form.export.outcome.text(), timeout=5000)
     lines = QApplication.clipboard().text().splitlines()
@@ -308,10 +309,12 @@ def test_axes_are_guessed_and_edited(viewer: Any, dock: ResultsDock, qtbot: Any)
     axes.selectAll()
     qtbot.keyClicks(axes, "qyx")
     qtbot.keyClick(axes, Qt.Key.Key_Return)
-    assert "'Q' is not the name of an axis" in find(dock, "results_problem_text").text()
+    assert "'Q' is not the name of an axis" in find(dock, "message_text").text()
 
 
-def test_100_000_rows_at_once(viewer: Any, dock: ResultsDock, qtbot: Any) -> None:
+def test_100_000_rows_at_once(
+    viewer: Any, dock: ResultsDock, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiles = np.arange(1, 102_401, dtype=np.int32).reshape(320, 320)
     labels = viewer.add_labels(np.kron(tiles, np.ones((3, 3), np.int32)), name="many")
     assert len(measured(qtbot, dock)) == 102_400
@@ -319,6 +322,19 @@ def test_100_000_rows_at_once(viewer: Any, dock: ResultsDock, qtbot: Any) -> Non
     labels.selected_label = 77_777
     assert dock.table.values["label"][view.chosen_rows()].tolist() == [77_777]
     assert view.visualRect(view.currentIndex()).isValid()
+    # All rows are chosen: no cell is asked for it, and all of them are copied.
+    asked = []
+    monkeypatch.setattr(type(view.model()), "flags", lambda *_: asked.append(1), raising=False)
+    view.setFocus()
+    qtbot.keyClick(view, Qt.Key.Key_A, Qt.KeyboardModifier.ControlModifier)
+    assert len(view.chosen_rows()) == 102_400
+    qtbot.wait(100)
+    assert len(asked) < 10_000
+    monkeypatch.undo()
+    qtbot.keyClick(view, Qt.Key.Key_C, Qt.KeyboardModifier.ControlModifier)
+    outcome = dock.form.export.outcome
+    qtbot.waitUntil(lambda: "102400 rows copied" in outcome.text(), timeout=PATIENCE)
+    assert QApplication.clipboard().text().count("\n") == 102_400
 
 
 # Scores
@@ -345,9 +361,7 @@ def compared(qtbot: Any, dock: ResultsDock, viewer: Any, name: str) -> Any:
     return viewer.layers[name]
 
 
-def test_matched_missed_and_false_objects(
-    viewer: Any, dock: ResultsDock, qtbot: Any, engine: None
-) -> None:
+def test_matched_missed_and_false_objects(viewer: Any, dock: ResultsDock, qtbot: Any) -> None:
     truth, pred = pair_with_one_of_each(viewer)
     measured(qtbot, dock)
     click(qtbot, dock, "results_scores")
@@ -390,9 +404,7 @@ def test_matched_missed_and_false_objects(
     assert find(dock, "results_legend").text() == ""
 
 
-def test_frames_are_compared_by_themselves(
-    viewer: Any, dock: ResultsDock, qtbot: Any, engine: None
-) -> None:
+def test_frames_are_compared_by_themselves(viewer: Any, dock: ResultsDock, qtbot: Any) -> None:
     truth, pred = np.zeros((2, 20, 20), np.uint8), np.zeros((2, 20, 20), np.uint8)
     truth[:, 2:8, 2:8] = 1
     pred[0, 2:8, 2:8] = 1
@@ -406,7 +418,7 @@ def test_frames_are_compared_by_themselves(
     assert score(dock, "f1") == 0.5
 
 
-def test_classes(viewer: Any, dock: ResultsDock, qtbot: Any, engine: None) -> None:
+def test_classes(viewer: Any, dock: ResultsDock, qtbot: Any) -> None:
     truth_layer, pred_layer = pair_with_one_of_each(viewer)
     truth_layer.data = (truth_layer.data > 0).astype(np.uint8)
     pred_layer.data = (pred_layer.data > 0).astype(np.uint8) + (pred_layer.data == 9)
@@ -435,7 +447,7 @@ def test_the_truth_lies_on_the_same_pixels(viewer: Any, dock: ResultsDock) -> No
 
 
 def test_a_worker_that_is_killed_and_a_comparison_that_is_cancelled(
-    viewer: Any, dock: ResultsDock, qtbot: Any, engine: None
+    viewer: Any, dock: ResultsDock, qtbot: Any
 ) -> None:
     import os
     import signal
@@ -447,10 +459,10 @@ def test_a_worker_that_is_killed_and_a_comparison_that_is_cancelled(
     click(qtbot, dock, "results_scores")
     click(qtbot, dock, "results_compare")
     note = find(dock, "results_compare_note")
-    qtbot.waitUntil(lambda: bool(session().engine.worker_pid and note.text()), timeout=PATIENCE)
+    qtbot.waitUntil(lambda: note.text() == "Comparing ...", timeout=PATIENCE)
     os.kill(session().engine.worker_pid, signal.SIGKILL)
     qtbot.waitUntil(dock.form.problem.isVisible, timeout=PATIENCE)
-    assert "ended unexpectedly" in find(dock, "results_problem_text").text()
+    assert "ended unexpectedly" in find(dock, "message_text").text()
     click(qtbot, dock, "results_compare")
     assert find(dock, "results_compare").text() == "Cancel"
     click(qtbot, dock, "results_compare")

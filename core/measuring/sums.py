@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-#: Pixels that are summed at once: some milliseconds for each call of numpy.
-BLOCK_PIXELS = 2**18
+from tttunet.measuring.hull import hull_areas
+
 _DIRECTIONS_ON_SPHERE = 20_000
+#: Of `BlockSums.bright`.
+_BRIGHTNESS = (np.add, np.minimum, np.maximum)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +34,14 @@ class BlockSums:
         labels: [K], ascending.
         sums: float [K, 2 + n + n * (n + 1) / 2]: pixels, border, positions, products.
         bright: float [C, 3, K]: sum, lowest, highest.
+        box: int [2, n, K]: first position, and first one outside.
         rows: int [R, 4], in 2D only: label, y, first x, last x + 1 of every run.
     """
 
     labels: np.ndarray
     sums: np.ndarray
     bright: np.ndarray
+    box: np.ndarray
     rows: np.ndarray
 
     @classmethod
@@ -86,34 +90,46 @@ class BlockSums:
                 columns.append(total(length * np.multiply(first[i], first[j], dtype=float)))
             else:
                 columns.append(total(along2 if i == j else along * first[i]))
+        groups = _Groups(index, len(labels))
+        last = [p + 1 for p in first[:-1]] + [first[-1] + length]
+        box = np.stack(
+            [groups.reduce(np.minimum, np.stack(first)), groups.reduce(np.maximum, np.stack(last))]
+        )
         values = np.empty((len(bright), 3, len(labels)))
         for k, channel in enumerate(bright):
-            values[k] = _brightness(channel.reshape(-1), starts, chosen, index, len(labels))
+            flat = channel.reshape(-1)
+            for i, ufunc in enumerate(_BRIGHTNESS):
+                if len(labels):
+                    values[k, i] = groups.reduce(ufunc, ufunc.reduceat(flat, starts)[chosen])
         rows = np.zeros((0, 4), np.int64)
         if n == 2:
             rows = np.stack(
                 [labels[index], first[0], first[1], first[1] + length], 1, dtype=np.int64
             )
-        return cls(labels.astype(np.int64), np.stack(columns, 1), values, rows)
+        return cls(labels.astype(np.int64), np.stack(columns, 1), values, box, rows)
 
 
 def _pairs(n: int) -> list[tuple[int, int]]:
     return list(itertools.combinations_with_replacement(range(n), 2))
 
 
-def _brightness(
-    flat: np.ndarray, starts: np.ndarray, chosen: np.ndarray, index: np.ndarray, count: int
-) -> np.ndarray:
-    if not count:
-        return np.zeros((3, 0))
-    order = np.argsort(index, kind="stable")
-    begin = np.searchsorted(index[order], np.arange(count))
-    return np.stack(
-        [
-            ufunc.reduceat(ufunc.reduceat(flat, starts)[chosen][order], begin)
-            for ufunc in (np.add, np.minimum, np.maximum)
-        ]
-    )
+class _Groups:
+    """Values of several members per object.
+
+    Args:
+        index: of the object, per member.
+        count: of objects; each has a member.
+    """
+
+    def __init__(self, index: np.ndarray, count: int) -> None:
+        self._order = np.argsort(index, kind="stable")
+        self._begin = np.searchsorted(index[self._order], np.arange(count))
+
+    def reduce(self, ufunc: np.ufunc, values: np.ndarray) -> np.ndarray:
+        """One value per object; members and objects are the last axis."""
+        if not len(self._begin):
+            return np.zeros((*values.shape[:-1], 0), values.dtype)
+        return np.asarray(ufunc.reduceat(values[..., self._order], self._begin, -1))
 
 
 def _border(
@@ -187,6 +203,7 @@ class FrameSums:
 
     Attributes:
         labels: [K], ascending.
+        box: as in `BlockSums`.
         hull: area of the convex hull in pixels, [K]; in 2D only.
     """
 
@@ -196,34 +213,29 @@ class FrameSums:
         self.labels = np.zeros(0, np.int64)
         self.sums = np.zeros((0, 2 + n + len(_pairs(n))))
         self.bright = np.zeros((channels, 3, 0))
+        self.box = np.zeros((2, n, 0), np.int64)
         self.hull = np.zeros(0)
 
     def add(self, block: BlockSums) -> None:
         self._blocks.append(block)
 
-    def finish(self) -> Iterator[None]:
-        """Joins the blocks; yields between steps, which are long for millions of objects."""
-        labels = np.concatenate([block.labels for block in self._blocks])
+    def finish(self) -> None:
+        """Joins the blocks, of which there is at least one."""
+        blocks, self._blocks = self._blocks, []
+        labels = np.concatenate([block.labels for block in blocks])
         self.labels, index = np.unique(labels, return_inverse=True)
-        sums = np.concatenate([block.sums for block in self._blocks])
         count = len(self.labels)
-        yield
+        sums = np.concatenate([block.sums for block in blocks])
         self.sums = np.stack([np.bincount(index, column, count) for column in sums.T], 1)
-        yield
-        if count:
-            order = np.argsort(index, kind="stable")
-            begin = np.searchsorted(index[order], np.arange(count))
-            bright = np.concatenate([block.bright for block in self._blocks], 2)[:, :, order]
-            ufuncs = (np.add, np.minimum, np.maximum)
-            parts = [u.reduceat(bright[:, i], begin, 1) for i, u in enumerate(ufuncs)]
-            self.bright = np.stack(parts, 1)
-        rows = np.concatenate([block.rows for block in self._blocks])
-        self._blocks = []
-        yield
+        groups = _Groups(index, count)
+        bright = np.concatenate([block.bright for block in blocks], 2)
+        parts = [groups.reduce(ufunc, bright[:, i]) for i, ufunc in enumerate(_BRIGHTNESS)]
+        self.bright = np.stack(parts, 1)
+        box = np.concatenate([block.box for block in blocks], 2)
+        self.box = np.stack([groups.reduce(np.minimum, box[0]), groups.reduce(np.maximum, box[1])])
+        self.hull = np.zeros(count)
         if self.n == 2:
-            self.hull = yield from hull_areas(rows, self.labels)
-        else:
-            self.hull = np.zeros(count)
+            self.hull = hull_areas(np.concatenate([block.rows for block in blocks]), self.labels)
 
     @classmethod
     def join(cls, frames: Sequence[FrameSums]) -> FrameSums:
@@ -232,6 +244,7 @@ class FrameSums:
         joined.labels = np.concatenate([frame.labels for frame in frames])
         joined.sums = np.concatenate([frame.sums for frame in frames])
         joined.bright = np.concatenate([frame.bright for frame in frames], 2)
+        joined.box = np.concatenate([frame.box for frame in frames], 2)
         joined.hull = np.concatenate([frame.hull for frame in frames])
         return joined
 
@@ -300,56 +313,3 @@ class FrameSums:
             covariance[:, i, j] = covariance[:, j, i] = moment + (1 / 12 if i == j else 0)
         world = linear @ covariance @ linear.T
         return np.sqrt(np.maximum(np.linalg.eigvalsh(world), 1e-300))
-
-
-def hull_areas(rows: np.ndarray, labels: np.ndarray) -> Generator[None, None, np.ndarray]:
-    """Areas of the convex hulls of objects, in pixels; yields between steps.
-
-    Args:
-        rows: int64 [R, 4]: label, y, first x, last x + 1 of runs; in any order.
-        labels: [K], ascending, all that occur in `rows`.
-
-    Returns:
-        float64 [K].
-    """
-    objects = np.searchsorted(labels, rows[:, 0])
-    objects = np.concatenate([objects, objects])
-    y = np.concatenate([rows[:, 1], rows[:, 1] + 1])  # upper and lower corners
-    areas = np.zeros(len(labels))
-    # The right boundary is the left one of the mirrored object.
-    for x in (rows[:, 2], -rows[:, 3]):
-        order = np.lexsort((np.tile(x, 2), y, objects))
-        chain = np.stack([objects[order], y[order], np.tile(x, 2)[order]])
-        new = np.ones(len(order), bool)
-        new[1:] = (chain[:2, 1:] != chain[:2, :-1]).any(0)
-        yield
-        areas -= yield from _under_convex(chain[:, new], len(labels))
-    return areas
-
-
-def _under_convex(chain: np.ndarray, count: int) -> Generator[None, None, np.ndarray]:
-    """Integrals over y of the lower convex boundary of points.
-
-    A point that lies on or above the line between its neighbours is no corner of the hull,
-    whichever other points go at the same time; when none lies there, all are corners.
-
-    Args:
-        chain: int64 [3, P]: object, y, x; by object, then by y, each (object, y) once.
-        count: of objects.
-    """
-    areas = np.zeros(count)
-    while chain.shape[1]:
-        obj, y, x = chain
-        inner = (obj[1:-1] == obj[:-2]) & (obj[1:-1] == obj[2:])
-        turn = (x[1:-1] - x[:-2]) * (y[2:] - y[:-2]) - (x[2:] - x[:-2]) * (y[1:-1] - y[:-2])
-        gone = np.zeros(len(obj), bool)
-        gone[1:-1] = inner & (turn >= 0)
-        busy = np.zeros(count, bool)
-        busy[obj[gone]] = True
-        ready = chain[:, ~busy[obj]]
-        step = (ready[0, 1:] == ready[0, :-1]) * (ready[1, 1:] - ready[1, :-1])
-        part = step * (ready[2, 1:] + ready[2, :-1]) / 2
-        areas += np.bincount(ready[0, 1:], part, count)
-        chain = chain[:, busy[obj] & ~gone]
-        yield
-    return areas
