@@ -134,7 +134,7 @@ def finished(fields: dict[str, Any], dim: int) -> ImageReference:
     Raises:
         ProjectError: axes and shape make no sense, or do not fit the project.
     """
-    image = ImageReference(**fields, added=now()).with_chunk(dim)
+    image = ImageReference(**fields, added=now("microseconds")).with_chunk(dim)
     reason = image.fault()
     if not reason and dim == 3 and "Z" not in image.axes:
         reason = f"its axes {image.axes} have no Z, and the project is 3D"

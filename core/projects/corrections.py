@@ -82,11 +82,6 @@ class Corrections:
         self._lock = threading.RLock()
         self._unrecorded, self._recorded_at = 0, -_RECORD_EVERY
 
-    @property
-    def bounds(self) -> Bounds:
-        """Of the whole image."""
-        return tuple((0, size) for size in self.image.label_shape)
-
     def read(self, bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
         """Labels int32 and vouched uint8 (1: vouched for) of a box, as new arrays.
 

@@ -198,6 +198,8 @@ def object_pieces(
     origin = origin or (0,) * labels.ndim
     flat = labels.ravel()
     places = np.flatnonzero(flat > 0)
+    if not len(places):
+        return {}
     places = places[np.argsort(flat[places], kind="stable")]
     numbers, starts = np.unique(flat[places], return_index=True)
     groups = np.split(places, starts[1:])

@@ -101,7 +101,7 @@ def _join(groups: list[_Group], margin: tuple[int, ...], small: int) -> list[_Gr
 
 def _belong_together(one: _Group, other: _Group, margin: tuple[int, ...], small: int) -> bool:
     axes = zip(one.hull, other.hull, margin, strict=True)
-    if not all(a0 - m < b1 + m and b0 - m < a1 + m for (a0, a1), (b0, b1), m in axes):
+    if not all(a0 - m <= b1 + m and b0 - m <= a1 + m for (a0, a1), (b0, b1), m in axes):
         return False
     size = _size(_hull([one.hull, other.hull]))
     return size <= max(small, 2 * (one.pixels + other.pixels))

@@ -143,7 +143,7 @@ class ImageReference:
         copied: the array lies in the project, as `images/<id>.npy`.
         file_axes: what the user said about the axes of the file; empty: as the file says.
         chunk: size of the chunks of corrections per label axis.
-        added: when, ISO 8601.
+        added: when, ISO 8601, to the microsecond: it gives the order.
     """
 
     id: str
@@ -177,6 +177,11 @@ class ImageReference:
         """Shape of the labels, in the order of `label_axes`."""
         pairs = zip(self.axes, self.shape, strict=True)
         return tuple(size for axis, size in pairs if axis != "C")
+
+    @property
+    def bounds(self) -> Bounds:
+        """Of the whole image."""
+        return tuple((0, size) for size in self.label_shape)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -282,9 +287,9 @@ def make_id(name: str, used: Iterable[str]) -> str:
     return candidate
 
 
-def now() -> str:
-    """The time with its offset, to the second."""
-    return datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds")
+def now(timespec: str = "seconds") -> str:
+    """The time with its offset."""
+    return datetime.now(timezone.utc).astimezone().isoformat(timespec=timespec)
 
 
 def read_json(path: Path) -> dict[str, Any]:
