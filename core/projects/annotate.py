@@ -42,7 +42,7 @@ def _vouch_objects(
     chosen = np.isin(labels, numbers)
     box = _box(chosen, rim)
     if box is not None:
-        near = _grow(chosen[box], rim)
+        near = grow(chosen[box], rim)
         new[box][chosen[box] | (near & (labels[box] == 0))] = 1
     return new
 
@@ -74,7 +74,7 @@ def unvouch_object(
         return new
     inside, mine = labels[box], chosen[box]
     others = (inside > 0) & ~mine & (new[box] != 0)
-    drop = mine | (_grow(mine, rim) & (inside == 0) & ~_grow(others, rim))
+    drop = mine | (grow(mine, rim) & (inside == 0) & ~grow(others, rim))
     if keep is not None:
         drop &= ~keep[box]
     new[box][drop] = 0
@@ -133,22 +133,26 @@ def training_labels(labels: np.ndarray, vouched: np.ndarray) -> np.ndarray:
     return np.where(np.asarray(vouched) != 0, labels, -1).astype(np.int32)
 
 
-def pieces(mask: np.ndarray) -> np.ndarray:
-    """Number the connected pieces of a mask, diagonal neighbours included.
+def pieces(labels: np.ndarray) -> np.ndarray:
+    """Number the connected pieces of every object, diagonal neighbours included.
 
-    In numpy, for Pythons without scipy: every pixel takes the smallest number among its piece by
-    hooking and pointer jumping, in a number of rounds that grows with the logarithm of the size.
+    In numpy, for Pythons without scipy: runs of equal pixels along the last axis are joined with
+    the runs that they touch, by hooking and pointer jumping, in a number of rounds that grows
+    with the logarithm of a piece's length.
 
     Args:
-        mask: [*spatial] boolean.
+        labels: [*spatial] integers, 0 and below are outside; or a boolean mask.
 
     Returns:
         [*spatial] int32, 0 outside, pieces from 1 in the order of their first pixel.
     """
-    place = np.full(mask.shape, -1, np.int64)
-    place[mask] = np.arange(np.count_nonzero(mask))
-    parent = np.arange(np.count_nonzero(mask))
-    a, b = _neighbours(np.pad(place, 1, constant_values=-1))
+    begins = labels > 0
+    begins[..., 1:] &= labels[..., 1:] != labels[..., :-1]
+    runs = np.cumsum(begins, dtype=np.int32).reshape(labels.shape)
+    count = int(runs.max(initial=0))
+    runs[labels <= 0] = 0
+    parent = np.arange(count + 1)
+    a, b = _touching(labels, runs)
     while len(a):
         roots_a, roots_b = parent[a], parent[b]
         differ = roots_a != roots_b
@@ -159,24 +163,27 @@ def pieces(mask: np.ndarray) -> np.ndarray:
             if np.array_equal(above, parent):
                 break
             parent = above
-    result = np.zeros(mask.shape, np.int32)
-    result[mask] = np.unique(parent, return_inverse=True)[1].reshape(-1) + 1
-    return result
+    numbers = np.unique(parent, return_inverse=True)[1].reshape(-1).astype(np.int32)
+    return numbers[runs]  # 0 is its own root, and the first
 
 
-def _neighbours(place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of numbers of neighbouring pixels; -1 in `place`, as on its rim, is outside."""
-    pairs = []
-    for step in np.ndindex(*(3,) * place.ndim):
+def _touching(labels: np.ndarray, runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of runs of the same number that are neighbours, in neighbouring rows."""
+    pairs = [np.zeros((2, 0), np.int32)]
+    for step in np.ndindex(*(3,) * labels.ndim):
         offset = tuple(s - 1 for s in step)
-        if offset <= (0,) * place.ndim:  # each pair once
+        if offset[:-1] <= (0,) * (labels.ndim - 1):  # within the row, or a pair's second time
             continue
-        here = tuple(slice(1, -1) for _ in offset)
-        there = tuple(slice(1 + o, n - 1 + o) for o, n in zip(offset, place.shape, strict=True))
-        a, b = place[here].ravel(), place[there].ravel()
-        both = (a >= 0) & (b >= 0)
-        pairs.append((a[both], b[both]))
-    return np.concatenate([a for a, _ in pairs]), np.concatenate([b for _, b in pairs])
+        sizes = list(zip(offset, labels.shape, strict=True))
+        here = tuple(slice(max(0, -o), n - max(0, o)) for o, n in sizes)
+        there = tuple(slice(max(0, o), n - max(0, -o)) for o, n in sizes)
+        same = (labels[here] == labels[there]) & (runs[here] > 0)
+        pair = np.stack([runs[here][same], runs[there][same]])
+        new = np.ones(pair.shape[1], bool)
+        new[1:] = (pair[:, 1:] != pair[:, :-1]).any(axis=0)  # long runs touch in many pixels
+        pairs.append(pair[:, new])
+    a, b = np.concatenate(pairs, axis=1)
+    return a, b
 
 
 def _check_number(number: int) -> None:
@@ -200,8 +207,8 @@ def _box(mask: np.ndarray, rim: Rim) -> tuple[slice, ...] | None:
     return tuple(slice(max(0, a - w), b + w) for (a, b), w in zip(box, widths, strict=True))
 
 
-def _grow(mask: np.ndarray, rim: Rim) -> np.ndarray:
-    """Dilation by a box."""
+def grow(mask: np.ndarray, rim: Rim) -> np.ndarray:
+    """Dilation by a box of `rim` pixels in each direction."""
     grown = mask.copy()
     for axis, width in enumerate(_widths(rim, mask.ndim)):
         source = grown.copy()

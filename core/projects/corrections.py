@@ -182,7 +182,11 @@ class Corrections:
 
     def _check_writable(self) -> None:
         if self._note is None:
-            raise ProjectError("The project is open for reading only.", "Open it for writing.")
+            raise ProjectError(
+                f"The corrections of '{self.image.name}' cannot be changed: the project is closed "
+                "or open for reading only.",
+                "Open it for writing.",
+            )
 
     def _existing(self, bounds: Bounds) -> Iterator[Index]:
         wanted = set(self.store.overlapping(bounds))
@@ -239,6 +243,11 @@ class Corrections:
     def _read_regions(self) -> list[Region]:
         found = take(read_json(self._regions_path), "regions", list)
         return [Region.from_json(region, self.image.label_shape) for region in found]
+
+    def check(self) -> None:
+        """Tell about damaged files, as far as it is seen without reading the chunks."""
+        self.store.check()
+        _ = self.regions
 
     def complete(self, region: Region, labels: np.ndarray) -> int:
         """Vouch for everything in a region, and remember the region.

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from tttunet.projects.annotate import pieces
-from tttunet.projects.chunks import tight_box
+from tttunet.projects.annotate import grow, pieces
 from tttunet.projects.sampling import samples
 from tttunet.projects.schema import Bounds
 
@@ -196,39 +195,27 @@ def object_pieces(
         origin: added to the boxes; by default 0.
     """
     origin = origin or (0,) * labels.ndim
-    flat = labels.ravel()
-    places = np.flatnonzero(flat > 0)
+    numbered = pieces(labels)
+    places = np.flatnonzero(numbered)
     if not len(places):
         return {}
-    places = places[np.argsort(flat[places], kind="stable")]
-    numbers, starts = np.unique(flat[places], return_index=True)
-    groups = np.split(places, starts[1:])
-    return {
-        int(number): list(_pieces_of(labels, np.unravel_index(group, labels.shape), origin))
-        for number, group in zip(numbers, groups, strict=True)
-    }
-
-
-def _pieces_of(
-    labels: np.ndarray, places: tuple[np.ndarray, ...], origin: tuple[int, ...]
-) -> Iterator[Piece]:
-    # One pixel more on each side, to see whether the object touches what is not known.
-    low = [max(0, int(p.min()) - 1) for p in places]
-    window = tuple(slice(a, int(p.max()) + 2) for a, p in zip(low, places, strict=True))
-    content = labels[window]
-    own = np.zeros(content.shape, bool)
-    own[tuple(p - a for p, a in zip(places, low, strict=True))] = True
-    numbered = pieces(own)
-    unknown = content < 0
-    for number in range(1, int(numbered.max()) + 1):
-        mask = numbered == number
-        box = tight_box(mask)
-        assert box is not None  # every number occurs
-        around = tuple(slice(max(0, a - 1), b + 1) for a, b in box)
-        placed = zip(box, low, origin, strict=True)
-        bounds = tuple((a + c + o, b + c + o) for (a, b), c, o in placed)
-        # A box that touches stands for the piece: rather no warning than a wrong one.
-        yield Piece(bounds, int(np.count_nonzero(mask)), bool(unknown[around].any()))
+    places = places[np.argsort(numbered.ravel()[places], kind="stable")]
+    _, first, pixels = np.unique(
+        numbered.ravel()[places], return_index=True, return_counts=True
+    )  # fmt: skip
+    near_unknown = grow(labels < 0, 1).ravel()[places]
+    is_open = np.logical_or.reduceat(near_unknown, first)
+    low, high = [], []
+    for axis, start in zip(np.unravel_index(places, labels.shape), origin, strict=True):
+        low.append(np.minimum.reduceat(axis, first) + start)
+        high.append(np.maximum.reduceat(axis, first) + start + 1)
+    boxes = np.stack([low, high], axis=-1).transpose(1, 0, 2).tolist()
+    objects: dict[int, list[Piece]] = {}
+    rows = zip(labels.ravel()[places[first]], boxes, pixels, is_open, strict=True)
+    for number, box, count, opened in rows:
+        piece = Piece(tuple((a, b) for a, b in box), int(count), bool(opened))
+        objects.setdefault(int(number), []).append(piece)
+    return objects
 
 
 def far_apart(boxes: list[Bounds]) -> bool:

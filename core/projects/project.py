@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import secrets
 import shutil
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +15,7 @@ from tttunet.files import output_error
 from tttunet.projects import images as image_files
 from tttunet.projects.adding import Geometry, Source, finished, from_array, from_file, from_image
 from tttunet.projects.corrections import Corrections
+from tttunet.projects.folder import ProjectFolder
 from tttunet.projects.images import file_fields
 from tttunet.projects.journal import Journal
 from tttunet.projects.lock import FolderLock
@@ -33,13 +30,21 @@ from tttunet.projects.schema import (
     set_aside,
     write_json,
 )
-from tttunet.projects.versions import Version, keep, list_versions, next_name
 
 if TYPE_CHECKING:
     from tttunet.imaging import Image
 
 
-class Project:
+@contextlib.contextmanager
+def _unlocked_on_error(lock: FolderLock) -> Iterator[FolderLock]:
+    try:
+        yield lock
+    except BaseException:
+        lock.release()
+        raise
+
+
+class Project(ProjectFolder):
     """An open project. Make one with `Project.create` or `Project.open`, and close it.
 
     Attributes:
@@ -50,14 +55,11 @@ class Project:
     def __init__(
         self, folder: Path, content: Content, journal: Journal, lock: FolderLock | None
     ) -> None:
-        self.folder = folder
-        self.read_only = lock is None
-        self._info, self._images = content.info, content.images
-        self._problems = dict.fromkeys(content.problems)
-        self._journal, self._lock = journal, lock
+        super().__init__(folder, content.info, journal, lock)
+        self._images = content.images
+        self._problems |= dict.fromkeys(content.problems)
         self._corrections: dict[str, Corrections] = {}
         self._loaded: tuple[str, Image] | None = None
-        self._guard = threading.RLock()
 
     @classmethod
     def create(
@@ -98,14 +100,14 @@ class Project:
             folder.mkdir(parents=True, exist_ok=True)
             if any(folder.iterdir()):
                 raise ProjectError(f"'{folder}' is not empty.", "Choose a new folder.")
-            lock = FolderLock(folder)
             for part in ("images", "corrections", "models", "runs"):
                 (folder / part).mkdir()
         except OSError as error:
             raise output_error(folder, error) from error
-        project = cls(folder, Content(info), Journal(folder), lock)
-        project.note("project created", project=info.to_json())
-        write_json(folder / INFO_NAME, info.to_json())
+        with _unlocked_on_error(FolderLock(folder)) as lock:
+            project = cls(folder, Content(info), Journal(folder), lock)
+            project.note("project created", project=info.to_json())
+            write_json(folder / INFO_NAME, info.to_json())
         return project
 
     @classmethod
@@ -128,15 +130,15 @@ class Project:
         if not folder.is_dir():
             raise ProjectError(f"'{folder}' does not exist.", "Check the name and the folder.")
         content = read_folder(folder, journal)  # before anything is written into the folder
-        lock = None
-        if not read_only:
-            lock = FolderLock(folder)
-            content = read_folder(folder, journal)  # nobody changes it from here on
-        project = cls(folder, content, journal, lock)
-        if lock is not None:
-            project._repair(content, lock)
+        if read_only:
+            project = cls(folder, content, journal, None)
+        else:
+            with _unlocked_on_error(FolderLock(folder)) as lock:
+                content = read_folder(folder, journal)  # nobody changes it from here on
+                project = cls(folder, content, journal, lock)
+                project._repair(content, lock)
         for image in project.images:
-            project.corrections(image.id).store.check()
+            project.corrections(image.id).check()
         return project
 
     def _repair(self, content: Content, lock: FolderLock) -> None:
@@ -155,82 +157,7 @@ class Project:
         for corrections in self._corrections.values():
             corrections.close()
         self._loaded = None
-        self.read_only = True
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
-
-    def __enter__(self) -> Project:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    # What it is
-
-    @property
-    def name(self) -> str:
-        return self._info.name
-
-    @property
-    def task(self) -> str:
-        """`instance` or `semantic`."""
-        return self._info.task
-
-    @property
-    def dim(self) -> int:
-        """2 or 3."""
-        return self._info.dim
-
-    @property
-    def classes(self) -> dict[int, str]:
-        """Names of the label numbers, a copy."""
-        return dict(self._info.classes)
-
-    @property
-    def model(self) -> str:
-        """The current model: a name in the library, or `models/<name>` in the project."""
-        return self._info.model
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the faces remember, a copy."""
-        return json.loads(json.dumps(self._info.settings))
-
-    def update(
-        self,
-        *,
-        name: str | None = None,
-        classes: Mapping[int, str] | None = None,
-        model: str | None = None,
-        settings: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Change what is not None, on the disk too.
-
-        Raises:
-            ProjectError: it makes no sense, or the project is open for reading only.
-            OutputError: it cannot be written.
-        """
-        given = {"name": name, "classes": classes, "model": model, "settings": settings}
-        changes: dict[str, Any] = {
-            key: dict(value) if isinstance(value, Mapping) else value
-            for key, value in given.items()
-            if value is not None
-        }
-        with self._guard:
-            self._check_writable()
-            info = replace(self._info, **changes)
-            if info.fault():
-                raise ProjectError(f"The project cannot be changed: {info.fault()}.")
-            try:
-                data = json.loads(json.dumps(info.to_json()))
-            except (TypeError, ValueError) as error:
-                raise ProjectError(f"The settings cannot be saved: {error}.") from error
-            write_json(self.folder / INFO_NAME, data)
-            self._info = info
-            self.note("project changed", project=data)
-
-    # Images
+        super().close()
 
     @property
     def images(self) -> tuple[ImageReference, ...]:
@@ -340,6 +267,7 @@ class Project:
         with self._guard:
             self._check_writable()
             image = self.image(image_id)
+            self.corrections(image_id).close()  # an autosaver may still hold them
             self.note("image removed", image=image_id)
             self._loaded = None
             try:
@@ -411,85 +339,3 @@ class Project:
                     note=None if self.read_only else self.note,
                 )
             return self._corrections[reference.id]
-
-    # Models and history
-
-    @property
-    def versions(self) -> list[Version]:
-        """The models that the project keeps."""
-        found, problems = list_versions(self.folder / "models")
-        for problem in problems:
-            self._tell(problem)
-        return found
-
-    def keep_model(self, source: str | Path, base: str, *, use: bool = True) -> Version:
-        """Copy a model into the project as its next version.
-
-        Args:
-            source: its folder, e.g. in `runs/`.
-            base: the name of the model it came from.
-            use: make it the project's current model.
-
-        Raises:
-            ProjectError: it is no model, or the project is open for reading only.
-            OutputError: the project cannot be written.
-        """
-        with self._guard:
-            self._check_writable()
-            models = self.folder / "models"
-            name = next_name(base, models)
-            keep(Path(source), models, name)
-            self.note("model kept", model=name, parent=self.model)
-            if use:
-                self.update(model=f"models/{name}")
-            return next(version for version in self.versions if version.name == name)
-
-    def model_path(self) -> Path | None:
-        """The folder of the current model, if it is one of the project's."""
-        return next((v.folder for v in self.versions if f"models/{v.name}" == self.model), None)
-
-    def new_run(self) -> Path:
-        """A new working folder of a fine-tuning.
-
-        Raises:
-            ProjectError: the project is open for reading only.
-            OutputError: it cannot be made.
-        """
-        self._check_writable()
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        path = self.folder / "runs" / f"{stamp}-{secrets.token_hex(2)}"
-        try:
-            path.mkdir(parents=True)
-        except OSError as error:
-            raise output_error(path, error) from error
-        return path
-
-    def note(self, event: str, **values: Any) -> None:
-        """Append a line to the history.
-
-        Args:
-            event: what happened, in words.
-            values: JSON.
-
-        Raises:
-            ProjectError: the project is open for reading only.
-            OutputError: the history cannot be written.
-        """
-        self._check_writable()
-        self._journal.add(event, **values)
-
-    def history(self) -> list[dict[str, Any]]:
-        """All events, oldest first, each with `time` and `event`."""
-        return self._journal.events()
-
-    @property
-    def problems(self) -> list[str]:
-        """Sentences about what is damaged, missing or changed, as far as it was met."""
-        return list(self._problems)
-
-    def _tell(self, problem: str) -> None:
-        self._problems[problem] = None
-
-    def _check_writable(self) -> None:
-        if self.read_only:
-            raise ProjectError("The project is open for reading only.", "Open it for writing.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,13 +132,14 @@ def _images_of_history(events: list[dict[str, Any]]) -> dict[str, dict[str, Any]
 
 def remove_leftovers_below(folder: Path, tell: Callable[[str], None]) -> None:
     """Remove the temporary files of writings that were interrupted; only the writer may."""
-    for part in (folder, folder / "images", *(folder / "corrections").glob("*")):
+    parts = (folder, folder / "images", folder / "models", *(folder / "corrections").glob("*"))
+    for part in parts:
         try:
             leftovers = [path for path in part.iterdir() if _LEFTOVER.fullmatch(path.name)]
         except OSError:
             continue
         for path in leftovers:
             try:
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
             except OSError as error:
                 tell(f"'{path.name}', left by an interrupted writing, cannot be removed: {error}.")

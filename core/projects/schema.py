@@ -306,8 +306,15 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Raises `OutputError`."""
     text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    # Lists of numbers in one line each, for people. No text holds a line break in JSON.
+    text = re.sub(r"\[\n[^][{}]*\n *\]", _in_one_line, text)
     with atomic_write(path, overwrite=True) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _in_one_line(found: re.Match[str]) -> str:
+    values = (line.strip().removesuffix(",") for line in found[0][1:-1].strip().split("\n"))
+    return f"[{', '.join(values)}]"
 
 
 def set_aside(path: Path) -> None:

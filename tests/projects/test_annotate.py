@@ -130,6 +130,19 @@ def test_pieces_are_those_of_scipy(mask: np.ndarray):
     assert np.array_equal(found, expected)
 
 
+@given(LABELS)
+def test_pieces_of_touching_objects_are_told_apart(labels: np.ndarray):
+    found = pieces(labels)
+    assert np.array_equal(found > 0, labels > 0)
+    for number in range(1, 4):
+        expected, count = ndimage.label(labels == number, np.ones((3,) * labels.ndim))
+        mine = found[labels == number]
+        assert len(np.unique(mine)) == count
+        assert (
+            len(set(zip(mine.tolist(), expected[labels == number].tolist(), strict=True))) == count
+        )
+
+
 def test_pieces_of_a_spiral_take_few_rounds():
     mask = np.zeros((257, 257), bool)
     mask[::4] = True

@@ -181,6 +181,9 @@ def test_temporary_files_of_a_killed_process_are_removed(folder: Path):
     leftovers.append(folder / "corrections" / "a" / ".01234567-0_0.npz")
     for path in leftovers:
         path.write_bytes(b"half")
+    leftovers.append(folder / "models" / ".01234567-nuclei-v2")
+    leftovers[-1].mkdir()
+    (leftovers[-1] / "model.json").write_text("{")
     with Project.open(folder, read_only=True):
         assert all(path.exists() for path in leftovers)  # they may be another one's
     with Project.open(folder) as project:

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tttunet.errors import ImageError
+from tttunet.errors import ImageError, OutputError
 from tttunet.imaging import Image, load_image
-from tttunet.projects import Project, ProjectError, describe
+from tttunet.projects import Autosaver, Project, ProjectError, describe
+from tttunet.projects.schema import read_json, write_json
 
 RESOURCES = Path(__file__).resolve().parents[2] / "resources"
 
@@ -311,3 +314,44 @@ def test_crop_of_a_stack(project: Project):
         6,
         8,
     ]
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=5),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.text(alphabet='a[]{},"\\\n '),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+            max_leaves=8,
+        ),
+    )
+)
+def test_files_are_written_for_people_and_read_back(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("json") / "a.json"
+    write_json(path, data)
+    assert read_json(path) == data
+    write_json(path, {"shape": [2, 3]})
+    assert path.read_text() == '{\n  "shape": [2, 3]\n}\n'
+
+
+def test_an_error_while_opening_gives_the_lock_back(project: Project):
+    project.close()
+    (project.folder / "project.json").write_text("{")
+    (project.folder / "project.json.damaged").mkdir()  # in the way of the repair
+    (project.folder / "project.json.damaged" / "x").touch()
+    for _ in range(2):
+        with pytest.raises(OutputError, match=r"project\.json' cannot be written"):
+            Project.open(project.folder)
+    shutil.rmtree(project.folder / "project.json.damaged")
+    Project.open(project.folder).close()
+
+
+def test_an_autosaver_does_not_bring_a_removed_image_back(project: Project, blank):
+    saver = Autosaver(
+        project.corrections(blank), lambda _: (np.ones((2, 2), int), np.ones((2, 2))), delay=60
+    )
+    saver.changed(((0, 2), (0, 2)))
+    project.remove_image(blank.id)
+    with pytest.raises(ProjectError, match="reading only"):
+        saver.close()
+    assert not any((project.folder / "corrections").iterdir())
