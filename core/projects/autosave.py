@@ -1,0 +1,164 @@
+"""Edits reach the disk within seconds, without the viewer waiting for it."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from tttunet.projects.chunks import Index
+from tttunet.projects.corrections import Corrections
+from tttunet.projects.schema import Bounds
+
+Read = Callable[[Bounds], tuple[np.ndarray, np.ndarray]]
+
+
+class Autosaver:
+    """Collects changed boxes of one image and writes them in a thread of its own.
+
+    A box is read when it is written, from the arrays that the viewer edits: a stroke that goes on
+    meanwhile is reported again and written again. What cannot be written stays pending and is
+    tried again.
+
+    Args:
+        corrections: where to.
+        read: gives labels and vouched mask of a box (see `Corrections.write`); called in the
+            thread.
+        delay: seconds from the first change to the writing, so that a stroke is written once.
+        on_error: called in the thread with what went wrong, once per sentence until a writing
+            succeeds.
+        on_saved: called in the thread with the number of files written.
+    """
+
+    def __init__(
+        self,
+        corrections: Corrections,
+        read: Read,
+        *,
+        delay: float = 2.0,
+        on_error: Callable[[Exception], None] | None = None,
+        on_saved: Callable[[int], None] | None = None,
+    ) -> None:
+        self._corrections, self._read, self.delay = corrections, read, delay
+        self._on_error, self._on_saved = on_error, on_saved
+        self._pending: dict[Index, Bounds] = {}
+        self._due = 0.0
+        self._told = ""
+        self._closed = False
+        self._wake = threading.Condition()
+        self._saving = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="autosave", daemon=True)
+        self._thread.start()
+        atexit.register(self._last_chance)
+
+    @property
+    def pending(self) -> bool:
+        """Whether something is not on the disk yet."""
+        with self._wake:
+            return bool(self._pending) or self._saving.locked()
+
+    def changed(self, bounds: Bounds) -> None:
+        """Have a box written soon; returns at once.
+
+        Args:
+            bounds: where labels or the vouched mask changed; what lies outside the image is cut
+                off.
+        """
+        limits = zip(bounds, self._corrections.image.label_shape, strict=True)
+        box = tuple((max(0, int(a)), min(int(b), size)) for (a, b), size in limits)
+        if any(start >= stop for start, stop in box):
+            return
+        with self._wake:
+            if self._closed:
+                raise RuntimeError("the autosaver is closed")
+            if not self._pending:
+                self._due = time.monotonic() + self.delay
+            self._add(box)
+            self._wake.notify_all()
+
+    def _add(self, box: Bounds) -> None:
+        for index in self._corrections.store.overlapping(box):
+            whole = self._corrections.store.bounds(index)
+            part = tuple(
+                (max(a, start), min(b, stop))
+                for (a, b), (start, stop) in zip(box, whole, strict=True)
+            )
+            old = self._pending.get(index, part)
+            self._pending[index] = tuple(
+                (min(a, c), max(b, d)) for (a, b), (c, d) in zip(part, old, strict=True)
+            )
+
+    def flush(self) -> int:
+        """Write everything now, in the calling thread.
+
+        Returns:
+            The number of files written.
+
+        Raises:
+            ProjectError, OutputError: see `Corrections.write`; what is not written stays pending.
+        """
+        return self._save()
+
+    def close(self) -> None:
+        """Write everything and end the thread; call it before the project is closed.
+
+        Raises:
+            ProjectError, OutputError: see `flush`; the thread has ended nevertheless.
+        """
+        with self._wake:
+            self._closed = True
+            self._wake.notify_all()
+        atexit.unregister(self._last_chance)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+        self._save()
+        self._corrections.record()
+
+    def _last_chance(self) -> None:
+        with contextlib.suppress(Exception):  # the interpreter ends, nobody is left to be told
+            self.close()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._closed and not (self._pending and time.monotonic() >= self._due):
+                    rest = self._due - time.monotonic() if self._pending else None
+                    self._wake.wait(rest)
+                if self._closed:
+                    return
+            try:
+                written = self._save()
+            except Exception as error:  # the reader of the viewer may raise anything
+                self._failed(error)
+            else:
+                self._told = ""
+                if written and self._on_saved is not None:
+                    self._on_saved(written)
+
+    def _failed(self, error: Exception) -> None:
+        with self._wake:
+            self._due = time.monotonic() + max(self.delay, 0.1)
+        if str(error) != self._told and self._on_error is not None:
+            self._on_error(error)
+        self._told = str(error)
+
+    def _save(self) -> int:
+        with self._saving:
+            with self._wake:
+                boxes, self._pending = self._pending, {}
+            written = 0
+            try:
+                while boxes:
+                    index, box = next(iter(boxes.items()))
+                    written += self._corrections.write(box, *self._read(box))
+                    del boxes[index]
+            finally:
+                if boxes:
+                    with self._wake:
+                        for box in boxes.values():
+                            self._add(box)
+            return written
