@@ -24,6 +24,7 @@ LEVELS = {
     "training": 5,
     "inference": 4,
     "evaluation": 4,
+    "projects": 3,
     "models": 3,
     "networks": 2,
     "imaging": 2,

@@ -29,7 +29,7 @@ from tttunet.training.run import (
     check_folder,
     remove_previous,
 )
-from tttunet.training.samples import Material, Sample, read_material, to_case
+from tttunet.training.samples import Material, Sample, read_material, to_cases
 from tttunet.training.trainer import Trainer, TrainEvent
 from tttunet.training.transfer import initial_model, same_question
 
@@ -229,8 +229,8 @@ def _prepare(
     return _Plan(
         start,
         new_head,
-        [to_case(sample, start.config) for sample in train],
-        [to_case(sample, start.config) for sample in val],
+        to_cases(train, start.config),
+        to_cases(val, start.config),
         kept,
         settings,
         record,

@@ -28,7 +28,7 @@ from tttunet.models.config import DataSource, ModelConfig
 from tttunet.models.folder import REPLAY_NAME
 from tttunet.models.library import resolve
 from tttunet.training.prepare import IGNORE, PreparedCase, find_locations
-from tttunet.training.samples import Sample, normalised
+from tttunet.training.samples import Sample, normalised, plane
 
 _LIST = "replay.json"
 _FORMAT = 1
@@ -134,14 +134,13 @@ def _choose(
     queues = [by_modality[name] for name in sorted(by_modality)]
     chosen: list[tuple[Sample, bool]] = []
     sides: dict[str, bool] = {}
-    turn = 0
-    while len(chosen) < min(count, len(samples)):
+    for turn in range(count * len(queues) * 3):
         queue = queues[turn % len(queues)]
-        wanted = (turn // len(queues)) % round(1 / VALIDATION_SHARE) == 0
-        turn += 1
-        if queue:
-            sample = queue.pop()
-            val = sides.setdefault(sample.origin, wanted)
+        val = (turn // len(queues)) % round(1 / VALIDATION_SHARE) == 0
+        fits = [i for i, sample in enumerate(queue) if sides.get(sample.origin, val) == val]
+        if fits and len(chosen) < count:
+            sample = queue.pop(fits[-1])
+            sides[sample.origin] = val
             chosen.append((sample, val))
     return sorted(chosen, key=lambda pair: pair[1])
 
@@ -157,9 +156,8 @@ def _write(
 ) -> dict[str, Any]:
     place = _place(sample.labels, size, rng)
     labels = sample.labels[place]
-    unchanged, normal = normalised(sample, config)
-    pixels = unchanged[(slice(None), *place)]
-    normal = normal[(slice(None), *place)]
+    whole = (slice(None), *place)
+    pixels, normal = (plane(part, sample, config)[whole] for part in normalised(sample, config))
     if len(pixels) > 1 and (pixels == pixels[:1]).all():
         pixels = pixels[:1]
     image = f"{name}.png" if pixels.dtype == np.uint8 and pixels.ndim == 3 else f"{name}.tif"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -41,8 +41,8 @@ class Sample:
             that it is normalised as when it is segmented.
         labels: [*spatial of the part] int32: `IGNORE` where nobody looked, 0 background, objects
             or classes above 0, `FOREGROUND` for some object.
-        bounds: the part, (start, stop) per axis of the image; None: all of it. Labels with fewer
-            axes than the image belong to one slice.
+        bounds: the part, (start, stop) per axis of the image but C; None: all of it. Labels with
+            fewer axes than the image belong to one frame or slice.
         group: samples of one group are held out together.
         modality: for the record.
     """
@@ -100,7 +100,8 @@ def read_material(
     if isinstance(data, str | Path):
         folder = Path(data)
         if (folder / _PROJECT).is_file():
-            data = import_module("tttunet.projects").Project.open(folder)
+            projects = import_module("tttunet.projects")
+            data = projects.Project.open(folder, read_only=True)
         else:
             return _of_dataset(open_dataset(folder), task)
     if hasattr(data, "corrections"):
@@ -125,14 +126,10 @@ def samples_of(project: Any) -> list[Sample]:
     Args:
         project: a `tttunet.projects.Project`.
     """
-    found = []
-    for name, reference, bounds, labels in import_module("tttunet.projects").samples(project):
-        image = load_image(project.path_of(reference), axes=getattr(reference, "axes", None))
-        channel = getattr(reference, "channel", None)
-        if channel not in (None, ""):
-            image = image.select_channel(channel)
-        found.append(Sample(name, image, labels, bounds, group=str(getattr(reference, "id", name))))
-    return found
+    return [
+        Sample(found.name, project.load(found.image), found.labels, found.bounds, found.image.id)
+        for found in import_module("tttunet.projects").samples(project)
+    ]
 
 
 def read_training_split(folder: str | Path) -> tuple[list[Sample], DataSource]:
@@ -142,16 +139,28 @@ def read_training_split(folder: str | Path) -> tuple[list[Sample], DataSource]:
     return [_of_case(case, data) for case in data.cases["train"]], source
 
 
-def to_case(sample: Sample, config: ModelConfig) -> PreparedCase:
-    """A sample in the form that training and validation read.
+def to_cases(samples: Sequence[Sample], config: ModelConfig) -> list[PreparedCase]:
+    """Samples in the form that training and validation read.
 
-    The case is the labelled part with `MARGIN` pixels around it, as far as the image goes.
+    A case is the labelled part with `MARGIN` pixels around it, as far as the image goes.
 
     Raises:
         DatasetError: labels and image do not fit each other, or the model.
-        ImageError: the image has other channels than the model takes.
+        ImageError: an image has other channels than the model takes.
     """
-    _, pixels = normalised(sample, config)
+    return list(_cases(samples, config))
+
+
+def _cases(samples: Sequence[Sample], config: ModelConfig) -> Iterator[PreparedCase]:
+    source, pair = None, None
+    for sample in samples:
+        if pair is None or sample.image is not source:
+            source, pair = sample.image, normalised(sample, config)
+        yield _case(sample, pair[1], config)
+
+
+def _case(sample: Sample, frames: np.ndarray, config: ModelConfig) -> PreparedCase:
+    pixels = plane(frames, sample, config)
     dim = config.network.dim
     bounds = (sample.bounds or tuple((0, n) for n in pixels.shape[1:]))[-dim:]
     if sample.labels.ndim != dim or sample.labels.shape != tuple(b - a for a, b in bounds):
@@ -178,38 +187,55 @@ def to_case(sample: Sample, config: ModelConfig) -> PreparedCase:
         for low, n, b, a in zip(start, labels.shape, before, after, strict=True)
     )
     labels = np.pad(labels, list(zip(before, after, strict=True)), constant_values=IGNORE)
-    image = np.ascontiguousarray(pixels[(slice(None), *place)], np.float16)
     labels = labels.astype(np.int32)
-    locations = find_locations(labels, config.task)
-    return PreparedCase(sample.name, image, labels, locations, sample.group, sample.modality)
+    return PreparedCase(
+        sample.name,
+        np.ascontiguousarray(pixels[(slice(None), *place)], np.float16),
+        labels,
+        find_locations(labels, config.task),
+        sample.group,
+        sample.modality,
+    )
 
 
 def normalised(sample: Sample, config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """The image of a sample as the model takes it; of a stack, the one slice that is labelled.
+    """The image of a sample as the model takes it, but for what `plane` leaves.
 
     Returns:
-        Intensities as they are, and float32 normalised over the whole image; [C, *spatial].
+        Intensities as they are, and float32 normalised over the whole time point; [T, C, *spatial]
+        with T = 1 for an image without time.
 
     Raises:
-        DatasetError, ImageError: see `to_case`.
+        ImageError: the image has other channels than the model takes.
     """
     plan, network = config.plan, config.network
     image = sample.image
     if not isinstance(image, Image):
-        axes = "CZYX"[-image.ndim :] if image.ndim == 4 else "CYX"
+        axes = "CZYX" if image.ndim == 4 else "CYX"
         image = Image.from_array(image, axes, name=sample.name)
-    if "T" in image.axes:
-        raise DatasetError(f"'{sample.name}' is a time series.", "Label single frames of it.")
     pixels = prepare_channels(image, plan.channels, network.input_channels)
-    normal = normalise(pixels, plan.normalisation, plan.percentiles)
-    extra = pixels.ndim - 1 - network.dim
-    if extra < 0:
-        raise DatasetError(f"'{sample.name}' is {pixels.ndim - 1}D, the model {network.dim}D.")
-    index = [start for start, _ in (sample.bounds or ())[:extra]]
-    if len(index) != extra:
+    pixels = pixels if "T" in image.axes else pixels[None]
+    return pixels, np.stack(
+        [normalise(frame, plan.normalisation, plan.percentiles) for frame in pixels]
+    )
+
+
+def plane(frames: np.ndarray, sample: Sample, config: ModelConfig) -> np.ndarray:
+    """What a sample's labels lie on: [C, *spatial], with as many axes as the model sees.
+
+    Args:
+        frames: [T, C, *spatial] from `normalised`.
+        sample: with bounds that are one index thick in the other axes.
+    """
+    spatial, dim = frames.ndim - 2, config.network.dim
+    if spatial < dim:
+        raise DatasetError(f"'{sample.name}' is {spatial}D, the model {dim}D.")
+    index = [start for start, _ in (sample.bounds or ())][:-dim]
+    if len(index) < spatial - dim or (len(frames) > 1 and len(index) != spatial - dim + 1):
         raise DatasetError(f"It is not said which slice of '{sample.name}' is labelled.")
-    part = (slice(None), *index)
-    return pixels[part], normal[part]
+    slices = index[len(index) - (spatial - dim) :]
+    frame = frames[index[0] if len(frames) > 1 else 0]
+    return frame[(slice(None), *slices)]
 
 
 def _of_dataset(data: Dataset, task: Task | None) -> Material:

@@ -18,8 +18,8 @@ UNKNOWN_DISTANCE = -1.0
 
 #: Components of a mask that are this convex, and no larger than so many times the median of such
 #: ones, are taken for single objects.
-SOLIDITY = 0.9
-LARGEST = 2.5
+SOLIDITY = 0.93
+LARGEST = 1.8
 SMALLEST = 20
 
 

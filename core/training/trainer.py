@@ -275,7 +275,8 @@ class Trainer:
                 model.save(self.folder / "model", overwrite=True, dtype="fp32")
         if self.fabric.is_global_zero:
             history.plot("F1" if self.model_config.task == "instance" else "Dice")
-        self._tell("validation", history.rows[-1].get("loss", float("nan")), score)
+        loss = history.rows[-1].get("loss", float("nan")) if history.rows else float("nan")
+        self._tell("validation", loss, score)
 
     def _tell(self, kind: str, loss: float, score: float | None = None) -> None:
         self.listener(TrainEvent(kind, self.step, self.progress, self.elapsed, loss, score))
