@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tttunet.imaging import load_image, load_labels
     from tttunet.inference.segment import segment
     from tttunet.models.model import load_model
+    from tttunet.training.finetune import finetune
     from tttunet.training.run import train
 
     __version__: str
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "__version__",
     "evaluate",
+    "finetune",
     "load_image",
     "load_labels",
     "load_model",
@@ -36,6 +38,7 @@ __all__ = [
 
 _HOMES = {
     "evaluate": "evaluation",
+    "finetune": "training.finetune",
     "load_image": "imaging",
     "load_labels": "imaging",
     "load_model": "models.model",

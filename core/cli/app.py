@@ -17,6 +17,7 @@ from tttunet.cli.console import show_error
 from tttunet.cli.convert import convert
 from tttunet.cli.demo import demo
 from tttunet.cli.evaluate import evaluate
+from tttunet.cli.finetune import finetune
 from tttunet.cli.messages import explain
 from tttunet.cli.models import models_app
 from tttunet.cli.segment import segment
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command()(segment)
 app.command()(batch)
 app.command()(train)
+app.command()(finetune)
 app.command()(evaluate)
 app.add_typer(models_app)
 app.command()(convert)

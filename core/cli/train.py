@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 #: Where stderr is no terminal, a line at least this many seconds after the last one.
 _SECONDS_BETWEEN_LINES = 60.0
-_INTERRUPTED = 130
+INTERRUPTED = 130
 
 
 class Precision(str, Enum):
@@ -146,7 +146,7 @@ def train(
     if no_ttt:
         overrides["network"] = {"ttt": None}
 
-    with ProgressBar("Preparing the data", time_left=False) as bar, _stop_key(bar) as stop:
+    with ProgressBar("Preparing the data", time_left=False) as bar, stop_key(bar) as stop:
         from tttunet.training.run import train as train_model
 
         try:
@@ -163,7 +163,7 @@ def train(
                 resume=resume,
                 overwrite=overwrite,
                 cache=cache,
-                listener=_Display(bar).hear,
+                listener=Display(bar).hear,
                 progress=bar.update,
                 cancel=stop,
             )
@@ -174,7 +174,7 @@ def train(
     if stopped:
         note(f"Stopped; a checkpoint was saved in '{output}'. Go on with:")
         note(f"  {_resume_command(dataset, output, device)}")
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(INTERRUPTED)
     _show_result(model, output)
 
 
@@ -196,7 +196,7 @@ def _resume_command(dataset: Path, output: Path, device: str) -> str:
     return shlex.join(words)
 
 
-class _Display:
+class Display:
     """Shows training events: in the progress bar, or as lines where there is no terminal."""
 
     def __init__(self, bar: ProgressBar) -> None:
@@ -260,7 +260,8 @@ class _StopKey:
 
 
 @contextlib.contextmanager
-def _stop_key(bar: ProgressBar) -> Iterator[_StopKey]:
+def stop_key(bar: ProgressBar) -> Iterator[_StopKey]:
+    """Let Ctrl-C end a training after its step; gives what the training asks."""
     stop = _StopKey(bar)
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals reach the main thread only

@@ -8,9 +8,10 @@ Only the standard library, numpy and appose are needed here, so that 3D Slicer's
 it. Nothing here waits for the worker but `Job.wait` and, for some seconds, `Engine.close`.
 
 Jobs. `segment`, `evaluate` and `measure` take arrays, `decode` changes the thresholds of the last
-segmentation without the network. All others are `request(message)`, see `messages`: `Hello` (starts
-the worker early), `Estimate`, `Train` (`options={"start": model}` fine-tunes), `Evaluate` (files),
-`Batch`, `ListModels`, `AddModel`, `RemoveModel`, `ExportModel`, `DownloadModel`.
+segmentation without the network, `finetune` shows what the model becomes on a view. All others are
+`request(message)`, see `messages`: `Hello` (starts the worker early), `Estimate`, `Train`,
+`Evaluate` (files), `Batch`, `ListModels`, `AddModel`, `RemoveModel`, `ExportModel`,
+`DownloadModel`.
 
 Events. `on_event(job, event)` hears `Queued`, `Started`, `Progress` (`fraction` of a `stage`,
 `eta`), `Log`, `Preview` (finished tiles), `Metric` (training), `FileStatus` (batch), and last
@@ -55,7 +56,7 @@ __all__ = ["Engine", "Job", "Preview"]
 GRACE = 1.0
 #: The same for what should not be ended in the middle: a training ends its step and saves a
 #: checkpoint, others write files.
-GRACES = {"train": 60.0, "batch": 10.0} | dict.fromkeys(
+GRACES = {"train": 60.0, "finetune": 60.0, "batch": 10.0} | dict.fromkeys(
     ("add_model", "remove_model", "export_model", "download_model"), 10.0
 )
 #: The same for measuring: sums over millions of objects take some seconds at their end.
@@ -261,6 +262,56 @@ class Engine:
 
         sizes = (math.prod(one.shape) * np.dtype(one.dtype).itemsize for one in arrays)
         job = Job("measure", prepare, _collect_table, on_event, sum(sizes), MEASURING_GRACE)
+        return self.submit(job)
+
+    def finetune(
+        self,
+        model: str,
+        data: str | Path,
+        output: str | Path,
+        *,
+        view: Any = None,
+        axes: str = "",
+        image: Mapping[str, Any] | None = None,
+        channel: str = "",
+        control: str | Path = "",
+        on_event: OnEvent | None = None,
+        **options: Any,
+    ) -> Job:
+        """Fit a model to corrections; `Done.result` has the scores before and after.
+
+        Args:
+            model: name or folder of the model to start from; empty: a new one.
+            data: folder of a project or a data set.
+            output: working folder.
+            view: array that is segmented every few seconds, for a `Preview` with all its labels.
+            axes: of the view.
+            image: further fields of `messages.ImageRef` for the view.
+            channel: of the view.
+            control: a text file that you write `pause`, `stop` or nothing to.
+            options: further arguments of `tttunet.finetune`.
+        """
+
+        def prepare(folder: Path, cancelled: Callable[[], bool]) -> messages.Message:
+            reference = None
+            if view is not None:
+                exchange.write_array(folder / "view.npy", view, cancelled)
+                given = {**(image or {}), "array": str(folder / "view.npy"), "axes": axes}
+                reference = messages.ImageRef(**given)
+            return messages.Finetune(
+                messages.model_reference(model) if model else "",
+                str(Path(data).expanduser().absolute()),
+                str(Path(output).expanduser().absolute()),
+                options,
+                reference,
+                str(folder / "preview.npy") if reference else "",
+                channel,
+                str(Path(control).absolute()) if control else "",
+            )
+
+        size = 0 if view is None else int(np.prod(view.shape, dtype=np.int64)) * 16
+        job = Job("finetune", prepare, None, on_event, size)
+        job.grace = GRACES["finetune"]
         return self.submit(job)
 
     def close(self) -> None:

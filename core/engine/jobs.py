@@ -151,6 +151,14 @@ def _train(request: messages.Train, reporter: Reporter) -> dict[str, Any]:
     }
 
 
+def _finetune(request: messages.Finetune, reporter: Reporter) -> dict[str, Any]:
+    global _last_maps
+    from tttunet.engine.finetuning import run_finetune
+
+    _last_maps = None
+    return run_finetune(request, reporter)
+
+
 def _library(request: Any, reporter: Reporter) -> dict[str, Any]:
     from tttunet.engine.library import run
 
@@ -280,6 +288,7 @@ _HANDLERS: dict[str, Callable[[Any, Reporter], dict[str, Any]]] = {
     "decode": _decode,
     "estimate": _estimate,
     "train": _train,
+    "finetune": _finetune,
     "evaluate": _evaluate,
     "measure": _measure,
     "batch": _batch,

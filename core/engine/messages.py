@@ -202,6 +202,32 @@ class Train(Message, kind="train"):
 
 
 @dataclass(frozen=True)
+class Finetune(Message, kind="finetune"):
+    """Fit a model to corrections; see `tttunet.finetune`.
+
+    Attributes:
+        model: name or folder of the one to start from; empty: a new one.
+        data: folder of a project or a data set.
+        output: working folder.
+        options: further arguments of `tttunet.finetune`.
+        view: what the user looks at, segmented every few seconds; None: nothing.
+        preview: the .npy file that receives its labels, which `Partial` tells of.
+        channel: name or number of the view's one channel; empty: all.
+        control: a text file that is read at every step: `pause` waits, `stop` ends the training
+            with the best model so far, anything else goes on. It need not exist.
+    """
+
+    model: str
+    data: str
+    output: str
+    options: dict[str, Any] = field(default_factory=dict)
+    view: ImageRef | None = None
+    preview: str = ""
+    channel: str = ""
+    control: str = ""
+
+
+@dataclass(frozen=True)
 class Evaluate(Message, kind="evaluate"):
     """Compare label files, or arrays by their .npy files; see `tttunet.evaluate`.
 

@@ -13,6 +13,9 @@ from tttunet.errors import OutputError
 from tttunet.files import output_error
 from tttunet.models.config import CARD_NAME, WEIGHTS_NAME
 
+#: A sample of earlier data that may lie beside a model (see `training.replay`).
+REPLAY_NAME = "replay"
+
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
@@ -55,7 +58,7 @@ def _check_replaceable(path: Path, overwrite: bool) -> None:
     if not path.is_dir():
         raise OutputError(f"'{path}' is a file, not a folder.", "Choose another folder.")
     content = {entry.name for entry in path.iterdir()}
-    others = sorted(content - {CARD_NAME, WEIGHTS_NAME})
+    others = sorted(content - {CARD_NAME, WEIGHTS_NAME, REPLAY_NAME})
     if others:
         raise OutputError(
             f"'{path}' holds something else than a model ('{others[0]}') and is not replaced.",

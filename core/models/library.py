@@ -17,7 +17,7 @@ import platformdirs
 from tttunet.errors import ModelError, OutputError
 from tttunet.models.card import card_text, model_folder, no_card, read_config, weights_path
 from tttunet.models.config import CARD_NAME, ModelConfig
-from tttunet.models.folder import atomic_folder, write_file
+from tttunet.models.folder import REPLAY_NAME, atomic_folder, write_file
 
 Origin = Literal["shipped", "user", "path"]
 
@@ -143,6 +143,8 @@ def add_model(path: str | Path, name: str | None = None, *, overwrite: bool = Fa
     weights = weights_path(config, source)
     with atomic_folder(target, overwrite=overwrite) as temporary:
         shutil.copyfile(weights, temporary / weights.name)
+        if (source / REPLAY_NAME).is_dir():
+            shutil.copytree(source / REPLAY_NAME, temporary / REPLAY_NAME)
         card = card_text(config.model_copy(update={"name": name}))
         write_file(temporary / CARD_NAME, card.encode())
     return _entry(name, "user", target)

@@ -32,6 +32,11 @@ class TrainConfig(StrictModel):
         validate_every: steps between validations on whole images of `val`.
         validation_cases: at most this many, evenly spaced; None: all.
         workers: processes that prepare patches.
+        patch_size: of training patches; None: the plan's.
+        parts: which weights move: `all`, `decoder` (with the heads) or `head`.
+        body_rate: learning rate of everything but the heads, as a share of theirs.
+        patience: validations in a row without a better score that end the training; None: any
+            number.
         augment: see `AugmentConfig`; None: nnU-Net's for the patch size.
     """
 
@@ -51,4 +56,8 @@ class TrainConfig(StrictModel):
     validate_every: int = Field(500, ge=1)
     validation_cases: int | None = Field(None, ge=1)
     workers: int = Field(1, ge=0)
+    patch_size: tuple[int, ...] | None = None
+    parts: Literal["all", "decoder", "head"] = "all"
+    body_rate: float = Field(1.0, gt=0, le=1)
+    patience: int | None = Field(None, ge=1)
     augment: AugmentConfig | None = None

@@ -1,6 +1,7 @@
-"""Dice + cross-entropy with deep supervision and an ignore label, and the distance loss.
+"""Dice + cross-entropy with deep supervision for labels of every degree of completeness.
 
 Written here because MONAI's Dice + CE knows no ignore label, which sparse corrections need.
+Where a pixel is known to be foreground, but not which class, the sum of the classes counts.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tttunet.training.prepare import IGNORE
+from tttunet.training.prepare import FOREGROUND, IGNORE
 
 DICE_SMOOTHING = 1e-5
 #: Pixels of objects count more than background in the distance loss: they carry the seeds.
@@ -25,9 +26,9 @@ def soft_dice_loss(logits: Tensor, classes: Tensor) -> Tensor:
 
     Args:
         logits: [batch, C, *spatial].
-        classes: [batch, *spatial] int64; `IGNORE` is left out.
+        classes: [batch, *spatial] int64; negative ones are left out.
     """
-    valid = (classes != IGNORE)[:, None]
+    valid = (classes >= 0)[:, None]
     probability = logits.softmax(1) * valid
     onehot = torch.zeros_like(probability).scatter_(1, classes.clamp_min(0)[:, None], 1.0) * valid
     axes = (0, *range(2, logits.ndim))
@@ -37,17 +38,29 @@ def soft_dice_loss(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def segmentation_loss(logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
-    """Dice + CE at one resolution; with `distance` the last channel is the distance map."""
+    """Dice + CE at one resolution; with `distance` the last channel is the distance map.
+
+    Args:
+        logits: [batch, C, *spatial].
+        targets: `classes` [batch, *spatial] int64, which may be `IGNORE` or `FOREGROUND`, and for
+            instances `distance` [batch, 1, *spatial], negative where it is not known.
+    """
     logits = logits.float()
     classes = targets["classes"]
     valid = classes != IGNORE
     regression = torch.zeros((), device=logits.device)
     if "distance" in targets:
         logits, predicted = logits[:, :-1], logits[:, -1:]
-        weight = valid[:, None] * (1 + (OBJECT_WEIGHT - 1) * (targets["distance"] > 0))
+        known = valid[:, None] & (targets["distance"] >= 0)
+        weight = known * (1 + (OBJECT_WEIGHT - 1) * (targets["distance"] > 0))
         error = F.smooth_l1_loss(predicted, targets["distance"], reduction="none", beta=0.1)
         regression = (weight * error).sum() / weight.sum().clamp_min(1)
-    entropy = F.cross_entropy(logits, classes, ignore_index=IGNORE, reduction="sum")
+    foreground = classes == FOREGROUND
+    exact = classes.masked_fill(foreground, IGNORE)
+    entropy = F.cross_entropy(logits, exact, ignore_index=IGNORE, reduction="sum")
+    if foreground.any():
+        missing = logits.logsumexp(1) - logits[:, 1:].logsumexp(1)  # -log P(not background)
+        entropy = entropy + (missing * foreground).sum()
     entropy = entropy / valid.sum().clamp_min(1)
     return entropy + soft_dice_loss(logits, classes) + DISTANCE_WEIGHT * regression
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from tttunet.models.config import (
 )
 from tttunet.networks.config import NetworkConfig, TTTConfig
 from tttunet.training.config import TrainConfig
-from tttunet.training.dataset import Dataset
+from tttunet.training.dataset import Dataset, Task
 
 #: Largest patch per number of dimensions, and the features of the first stage.
 LARGEST_PATCH = {2: 256, 3: 64}
@@ -54,7 +55,7 @@ def plan_training(
     unknown = set(overrides) - {"network", "plan", "train", "card"}
     if unknown:
         raise DatasetError(f"A recipe has no part {sorted(unknown)}.")
-    dim, instance = dataset.dim, dataset.task == "instance"
+    dim = dataset.dim
     rows = overrides.get("network", {}).get("strides") or [(0,) * dim]
     if len(rows[0]) != dim:
         raise DatasetError(
@@ -62,35 +63,21 @@ def plan_training(
             "Leave the recipe away: a network is then planned from the data.",
         )
     shape, channels = _typical_image(dataset)
-    patch = tuple(_patch_length(length, LARGEST_PATCH[dim]) for length in shape)
-    # The same treatment of colour for every image of a mixed set: grey becomes RGB.
-    rgb = dim == 2 and channels in (1, 3) and instance
-    plan = {
-        "patch_size": patch,
-        "channels": "rgb" if rgb else "as_is",
-        "normalisation": "percentile" if instance else "zscore",
-        "decoding": InstanceDecoding().model_dump() if instance else None,
-        "mirror_axes": tuple(range(dim)),
-    }
-    network = {
-        "dim": dim,
-        "input_channels": 3 if rgb else channels,
-        "output_channels": len(INSTANCE_CHANNELS) if instance else len(dataset.classes) + 1,
-        **_stages(dim, patch),
-        "ttt": TTTConfig(heads=8, residual=True).model_dump(),
-    }
     source = DataSource(
         title=dataset.title or dataset.name, source=dataset.source, licence=dataset.licence
     )
-    card = {"title": name or dataset.name, "licence": dataset.licence, "data": (source,)}
-    labels = tuple(Label(value=v, name=n) for v, n in sorted(dataset.classes.items()))
+    base = plan_network(
+        shape, channels, dataset.task, dataset.classes, name or dataset.name, (source,)
+    )
+    network, plan = base.network.model_dump(), base.plan.model_dump()
+    card = base.card.model_dump() | {"licence": dataset.licence}
     try:
         config = ModelConfig(
             name=name or dataset.name,
             task=dataset.task,
             network=NetworkConfig(**(network | overrides.get("network", {}))),
             plan=Plan(**(plan | overrides.get("plan", {}))),
-            labels=labels or (Label(value=1, name="object"),),
+            labels=base.labels,
             card=Card(**(card | overrides.get("card", {}))),
         )
         return config, TrainConfig(**overrides.get("train", {}))
@@ -98,6 +85,51 @@ def plan_training(
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise DatasetError(f"The recipe has a wrong value at '{where}': {first['msg']}.") from error
+
+
+def plan_network(
+    shape: tuple[int, ...],
+    channels: int,
+    task: Task,
+    classes: Mapping[int, str],
+    name: str,
+    sources: tuple[DataSource, ...] = (),
+) -> ModelConfig:
+    """Choose network and plan for images of a kind.
+
+    Args:
+        shape: spatial shape of a typical image.
+        channels: of the images.
+        task: what is to be found.
+        classes: number to name, foreground only.
+        name: of the model.
+        sources: of the data, for the card.
+    """
+    dim, instance = len(shape), task == "instance"
+    patch = tuple(_patch_length(length, LARGEST_PATCH[dim]) for length in shape)
+    # The same treatment of colour for every image of a mixed set: grey becomes RGB.
+    rgb = dim == 2 and channels in (1, 3) and instance
+    labels = tuple(Label(value=value, name=text) for value, text in sorted(classes.items()))
+    return ModelConfig(
+        name=name,
+        task=task,
+        network=NetworkConfig(
+            dim=dim,  # type: ignore[arg-type]
+            input_channels=3 if rgb else channels,
+            output_channels=len(INSTANCE_CHANNELS) if instance else len(classes) + 1,
+            **_stages(dim, patch),
+            ttt=TTTConfig(heads=8, residual=True),
+        ),
+        plan=Plan(
+            patch_size=patch,
+            channels="rgb" if rgb else "as_is",
+            normalisation="percentile" if instance else "zscore",
+            decoding=InstanceDecoding() if instance else None,
+            mirror_axes=tuple(range(dim)),
+        ),
+        labels=labels or (Label(value=1, name="object"),),
+        card=Card(title=name, data=sources),
+    )
 
 
 def load_recipe(name_or_path: str) -> dict[str, Any]:

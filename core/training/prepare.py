@@ -23,6 +23,9 @@ from tttunet.training.dataset import Case, Dataset, Split
 #: Pixels that nobody labelled, whatever number the data set uses for them.
 IGNORE = -1
 
+#: Pixels of an object, or of some class, which nobody said more about.
+FOREGROUND = -2
+
 #: Raise it when the content of the cache changes its meaning.
 _CACHE_VERSION = 1
 
@@ -144,7 +147,7 @@ def _compute(
     case: Case, dataset: Dataset, plan: Plan, channels: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     pixels = _read_channels(case, plan, channels)
-    label = _read_label(case, dataset)
+    label = read_label(case, dataset)
     if pixels.ndim - 1 != dataset.dim or len(plan.patch_size) != dataset.dim:
         raise DatasetError(
             f"{case.images[0]} has {pixels.ndim - 1} spatial dimensions, the data set "
@@ -156,7 +159,7 @@ def _compute(
             f"Give {case.label} the shape of the image, or leave the case out of the split.",
         )
     image = normalise(pixels, plan.normalisation, plan.percentiles).astype(np.float16)
-    return image, label, _locations(label, _LOCATIONS[dataset.task])
+    return image, label, find_locations(label, dataset.task)
 
 
 def _read_channels(case: Case, plan: Plan, channels: int | None) -> np.ndarray:
@@ -182,7 +185,7 @@ def _channels(image: Image, scheme: Literal["rgb", "as_is"], count: int) -> np.n
     return prepare_channels(image, scheme, count)
 
 
-def _read_label(case: Case, dataset: Dataset) -> np.ndarray:
+def read_label(case: Case, dataset: Dataset) -> np.ndarray:
     label = load_labels(case.label).array.astype(np.int64)
     if dataset.ignore is not None:
         label[label == dataset.ignore] = IGNORE
@@ -195,13 +198,13 @@ def _read_label(case: Case, dataset: Dataset) -> np.ndarray:
     return label.astype(np.int32)
 
 
-def _locations(label: np.ndarray, per_label: int) -> np.ndarray:
-    """Up to `per_label` random positions of every label above 0."""
+def find_locations(label: np.ndarray, task: str) -> np.ndarray:
+    """Up to `_LOCATIONS[task]` random positions of every label above 0, see `PreparedCase`."""
     flat = label.ravel()
     positions = np.random.default_rng(0).permutation(np.flatnonzero(flat > 0))
     positions = positions[np.argsort(flat[positions], kind="stable")]
     _, first, counts = np.unique(flat[positions], return_index=True, return_counts=True)
     rank = np.arange(len(positions)) - np.repeat(first, counts)
-    positions = positions[rank < per_label]
+    positions = positions[rank < _LOCATIONS[task]]
     coordinates = np.unravel_index(positions, label.shape)
     return np.stack([flat[positions], *coordinates], axis=1).astype(np.int32)

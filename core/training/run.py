@@ -16,6 +16,7 @@ from tttunet.files import atomic_write, check_output
 from tttunet.inference.allocator import tune_allocator
 from tttunet.inference.device import pick_device
 from tttunet.models.config import CARD_NAME, WEIGHTS_NAME, ModelConfig
+from tttunet.models.folder import REPLAY_NAME
 from tttunet.models.model import Model, load_model
 from tttunet.training.checkpoint import CHECKPOINT_NAME
 from tttunet.training.config import TrainConfig
@@ -31,8 +32,16 @@ DEFAULT_MINUTES = 60.0
 MODEL_FOLDER = "model"
 PLAN_NAME = "plan.json"
 SETTINGS_NAME = "training.json"
+RECORD_NAME = "finetune.json"
 _MODEL_FILES = (CARD_NAME, WEIGHTS_NAME)
-_PRODUCTS = (PLAN_NAME, SETTINGS_NAME, CHECKPOINT_NAME, "history.jsonl", "loss.png")
+_PRODUCTS = (
+    PLAN_NAME,
+    SETTINGS_NAME,
+    CHECKPOINT_NAME,
+    "history.jsonl",
+    "loss.png",
+    RECORD_NAME,
+)
 
 #: Settings that may change when a training is resumed.
 _BUDGET = {"steps", "max_minutes"}
@@ -92,9 +101,9 @@ def train(
     """
     tune_allocator()
     folder = Path(output)
-    accelerator = _accelerator(device)
+    kind = accelerator(device)
     data = open_dataset(dataset)
-    _check_folder(folder, resume, overwrite)
+    check_folder(folder, resume, overwrite)
     parent = start if start is None or isinstance(start, Model) else load_model(start)
     asked = _merge(overrides or {}, {"train": _given(steps=steps, max_minutes=max_minutes)})
     parts = _merge(
@@ -115,7 +124,7 @@ def train(
     model = _initial_model(config, settings.seed, parent)
     train_cases, val_cases = _prepare(data, config, cache or folder / "cache", progress)
     if not resume:
-        _remove_previous(folder)
+        remove_previous(folder)
     _write_json(folder / PLAN_NAME, config.model_dump_json(indent=2))
     _write_json(folder / SETTINGS_NAME, settings.model_dump_json(indent=2))
     trainer = Trainer(
@@ -126,13 +135,14 @@ def train(
         folder,
         listener=listener,
         cancel=cancel,
-        device=accelerator,
+        device=kind,
     )
     best = trainer.run(resume=resume)
     return _finish(best, trainer, val_cases, data, folder)
 
 
-def _accelerator(device: str) -> str:
+def accelerator(device: str) -> str:
+    """Fabric's name of the device to train on."""
     kind = pick_device(device).type
     if ":" in device:
         raise TTTUNetError(
@@ -142,14 +152,19 @@ def _accelerator(device: str) -> str:
     return kind
 
 
-def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Whether `folder` may receive a training, before the work begins."""
     if resume and overwrite:
         raise OutputError("A training is either resumed or overwritten.", "Choose one of them.")
     check_output(folder / PLAN_NAME, overwrite=True)
     if resume:
         return
     model = folder / MODEL_FOLDER
-    others = {path.name for path in model.iterdir()} - set(_MODEL_FILES) if model.is_dir() else ()
+    others = (
+        {path.name for path in model.iterdir()} - {*_MODEL_FILES, REPLAY_NAME}
+        if model.is_dir()
+        else ()
+    )
     if others:
         raise OutputError(
             f"'{model}' holds something else than a model ('{min(others)}') and is not replaced.",
@@ -164,7 +179,8 @@ def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
         )
 
 
-def _remove_previous(folder: Path) -> None:
+def remove_previous(folder: Path) -> None:
+    """Remove the products of an earlier training."""
     # Not the cache: it is checked against the data set and used again.
     for name in (*_PRODUCTS, *(f"{MODEL_FOLDER}/{file}" for file in _MODEL_FILES)):
         (folder / name).unlink(missing_ok=True)

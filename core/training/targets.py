@@ -9,7 +9,8 @@ from skimage.segmentation import relabel_sequential
 from torch import Tensor
 
 from tttunet.models.config import INSTANCE_CHANNELS
-from tttunet.training.prepare import IGNORE
+from tttunet.training.prepare import FOREGROUND, IGNORE
+from tttunet.training.sparse import UNKNOWN_DISTANCE, neighbours
 
 #: Pixels of an object this close (in pixels) to anything else are its boundary: one pixel
 #: wide, diagonal neighbours included.
@@ -22,12 +23,15 @@ def instance_targets(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Class map and normalised distance map of an instance label image.
 
     Args:
-        labels: [*spatial] integers, 0 background, negative: ignored.
+        labels: [*spatial] integers, 0 background, `IGNORE` where nothing is known, `FOREGROUND`
+            where some object is.
 
     Returns:
-        classes: [*spatial] int64, background, interior, boundary or `IGNORE`.
+        classes: [*spatial] int64, background, interior, boundary, `IGNORE`, or `FOREGROUND` where
+            the pixel is an object's, but whether its boundary's depends on pixels not labelled.
         distance: [*spatial] float32, the distance to the nearest pixel outside the object,
             divided by the object's largest: 1 in its middle whatever its size, 0 outside.
+            `UNKNOWN_DISTANCE` in objects that may go on where nothing is labelled.
     """
     index, _, _ = relabel_sequential(np.where(labels > 0, labels, 0))
     index = index.astype(np.uint32)
@@ -41,8 +45,26 @@ def instance_targets(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     np.maximum.at(largest, index[inside], distance[inside])
     normalised = np.zeros(labels.shape, np.float32)
     normalised[inside] = distance[inside] / largest[index[inside]]
-    classes[labels < 0] = IGNORE
+    if labels.min(initial=0) < 0:
+        _leave_open(labels, classes, normalised)
     return classes, normalised
+
+
+def _leave_open(labels: np.ndarray, classes: np.ndarray, distance: np.ndarray) -> None:
+    """Take back what would be different if the pixels that are not labelled were.
+
+    Args:
+        labels: as for `instance_targets`.
+        classes, distance: as if nothing but background lay there; changed in place.
+    """
+    beside_known, beside_unknown = neighbours(labels)
+    classes[(classes == BOUNDARY) & beside_unknown & ~beside_known] = FOREGROUND
+    largest = int(labels.max(initial=0))
+    is_open = np.zeros(largest + 1, bool)
+    is_open[np.unique(labels[beside_unknown & (labels > 0)])] = True
+    distance[is_open[np.maximum(labels, 0)]] = UNKNOWN_DISTANCE
+    classes[labels < 0] = np.where(labels[labels < 0] == FOREGROUND, FOREGROUND, IGNORE)
+    distance[labels < 0] = UNKNOWN_DISTANCE
 
 
 def batch_targets(labels: Tensor, task: str) -> dict[str, Tensor]:

@@ -70,6 +70,12 @@ class Trainer:
         folder: output folder.
         listener: called with a `TrainEvent` after every step and every validation.
         cancel: asked at every step; True saves a checkpoint and raises `Cancelled`.
+        score: gives a model's score, instead of `validate` on the validation cases.
+        stop: asked at every step; True ends the training there, with the best model so far.
+        pause: asked at every step; the training waits, and its time stands still, while True.
+        preview: called every `preview_every` seconds with the model of the moment.
+        baseline: a score that a model must exceed to be saved; that of the model to start from,
+            which the caller has saved.
         device: `auto`, `cpu`, `cuda` or `mps`.
         devices: processes, one device each; the script is started that many times.
     """
@@ -84,6 +90,12 @@ class Trainer:
         *,
         listener: Callable[[TrainEvent], None] | None = None,
         cancel: Callable[[], bool] | None = None,
+        score: Callable[[Model], float] | None = None,
+        stop: Callable[[], bool] | None = None,
+        pause: Callable[[], bool] | None = None,
+        preview: Callable[[Model], None] | None = None,
+        preview_every: float = 5.0,
+        baseline: float | None = None,
         device: str = "auto",
         devices: int = 1,
     ) -> None:
@@ -95,6 +107,9 @@ class Trainer:
         self.folder = Path(folder)
         self.listener = listener or (lambda event: None)
         self.cancel = cancel or (lambda: False)
+        self.stop, self.pause = stop or (lambda: False), pause or (lambda: False)
+        self.score, self.baseline = score, baseline
+        self.preview, self.preview_every = preview, preview_every
         # The lowest resolution has weight 0 in the loss: its head gets no gradient.
         self.precision = _precision(config)
         strategy = "ddp_find_unused_parameters_true" if devices > 1 else "auto"
@@ -107,7 +122,9 @@ class Trainer:
         self.network, self.optimizer = self.fabric.setup(model.network, self.optimizer)
         self.network.mark_forward_method("forward_all")
         self.average.to(self.fabric.device)
-        self.step, self.elapsed, self.best = 0, 0.0, -1.0
+        self.step, self.elapsed = 0, 0.0
+        self.best = -1.0 if baseline is None else baseline
+        self.best_step, self.stale = 0, 0
 
     def run(self, *, resume: bool = False) -> Model:
         """Train to the end of the budget; returns the best model.
@@ -123,14 +140,18 @@ class Trainer:
             with atomic_write(self.folder / "training.json", overwrite=True) as temporary:
                 temporary.write_text(json.dumps(self.config.model_dump(), indent=2) + "\n")
         history = History(self.folder, self.step, write=self.fabric.is_global_zero)
+        if self.baseline is not None and not resume:
+            history.add(step=0, elapsed=0.0, score=self.baseline)
         start = time.monotonic() - self.elapsed
-        bad_steps, losses = 0, []
+        previewed = time.monotonic()
+        bad_steps, losses, validated = 0, [], -1
         for image, targets in self._batches():
-            if self.progress >= 1:
-                break
+            start += self._wait_in_pause()
             if self._agreed(self.cancel()):
                 self._save()
                 raise Cancelled("Training was cancelled.", "Go on with it by --resume.")
+            if self.progress >= 1 or self._lost_patience() or self._agreed(self.stop()):
+                break
             loss = self._train_step(image, targets)
             bad_steps = 0 if loss is not None else bad_steps + 1
             if bad_steps >= MAX_BAD_STEPS:
@@ -150,10 +171,15 @@ class Trainer:
                 history.add(step=self.step, elapsed=self.elapsed, lr=self._rate(), loss=mean)
             if self.step % self.config.validate_every == 0 and self.progress < 1:
                 self._validate(history)
+                validated = self.step
                 self.elapsed = self._agreed(time.monotonic() - start)
                 self._save()
-        self._validate(history)
-        self._save()
+            if self.preview is not None and time.monotonic() - previewed > self.preview_every:
+                self.preview(self._current())
+                previewed = time.monotonic()
+        if validated != self.step:
+            self._validate(history)
+            self._save()
         self.fabric.barrier()
         return load_model(self.folder / "model")
 
@@ -165,13 +191,27 @@ class Trainer:
         by_time = self.elapsed / (60 * minutes) if minutes else 0.0
         return min(1.0, max(by_steps, by_time))
 
+    def _lost_patience(self) -> bool:
+        return self.config.patience is not None and self.stale >= self.config.patience
+
+    def _wait_in_pause(self) -> float:
+        """Wait while the training is paused; returns for how many seconds."""
+        start = time.monotonic()
+        while self.pause() and not self.cancel() and not self.stop():
+            time.sleep(0.1)
+        return time.monotonic() - start
+
+    def _current(self) -> Model:
+        """The averaged weights, to be used before the next step."""
+        return Model(self.average.module.eval(), self.model_config)
+
     def _agreed(self, value: Any) -> Any:
         """The first process's value, so that all processes stop at the same step."""
         return self.fabric.broadcast(value) if self.fabric.world_size > 1 else value
 
     def _batches(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         config = self.config
-        patch = self.model_config.plan.patch_size
+        patch = config.patch_size or self.model_config.plan.patch_size
         loader = make_loader(
             self.train_cases,
             patch,
@@ -192,7 +232,7 @@ class Trainer:
     def _train_step(self, image: Tensor, targets: dict[str, Tensor]) -> float | None:
         """One optimiser step; None if the gradient was not finite and the step left out."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate()
+            group["lr"] = self._rate() * group["share"]
         self.network.train()
         # On one device Fabric calls marked methods outside of its own autocast.
         with self.fabric.autocast():
@@ -217,20 +257,26 @@ class Trainer:
 
     def _validate(self, history: History) -> None:
         """Score the averaged weights on whole validation images and keep the best model."""
-        model = Model(self.average.module.eval(), self.model_config)
+        model = self._current()
         score = float("nan")
-        if self.val_cases:
+        if self.score is not None and self.val_cases:
+            score = self.score(model)
+        elif self.val_cases:
             limit = self.config.validation_cases or len(self.val_cases)
             every = max(1, len(self.val_cases) // limit)
             score = validate(model, self.val_cases[::every][:limit], self.fabric.device)
+        if self.val_cases:
             history.add(step=self.step, elapsed=self.elapsed, score=score)
-        if not self.val_cases or score >= self.best:
-            self.best = score
+        better = score >= self.best if self.baseline is None else score > self.best
+        self.stale = 0 if better else self.stale + 1
+        if not self.val_cases or better:
+            self.best, self.best_step = score, self.step
             if self.fabric.is_global_zero:
                 model.save(self.folder / "model", overwrite=True, dtype="fp32")
         if self.fabric.is_global_zero:
             history.plot("F1" if self.model_config.task == "instance" else "Dice")
-        self._tell("validation", history.rows[-1].get("loss", float("nan")), score)
+        loss = history.rows[-1].get("loss", float("nan")) if history.rows else float("nan")
+        self._tell("validation", loss, score)
 
     def _tell(self, kind: str, loss: float, score: float | None = None) -> None:
         self.listener(TrainEvent(kind, self.step, self.progress, self.elapsed, loss, score))
@@ -244,6 +290,8 @@ class Trainer:
                 "step": self.step,
                 "elapsed": self.elapsed,
                 "best": self.best,
+                "best_step": self.best_step,
+                "stale": self.stale,
             }
             save_checkpoint(self.folder, state)
 
@@ -252,6 +300,8 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.elapsed, self.best = state["step"], state["elapsed"], state["best"]
+        # Checkpoints of older versions lack these.
+        self.best_step, self.stale = state.get("best_step", 0), state.get("stale", 0)
 
 
 def _precision(config: TrainConfig) -> Literal["32-true", "16-mixed", "bf16-mixed"]:
@@ -268,10 +318,18 @@ def _precision(config: TrainConfig) -> Literal["32-true", "16-mixed", "bf16-mixe
 
 def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW, or nnU-Net's SGD. Only weight matrices and filters decay."""
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in network.parameters() if p.ndim >= 2]},
-        {"params": [p for p in network.parameters() if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    body, heads = _moving(network, config.parts)
+    shares = (
+        [(body + heads, 1.0)] if config.body_rate == 1 else [(body, config.body_rate), (heads, 1.0)]
+    )
+    groups: list[dict[str, Any]] = []
+    for names, share in shares:
+        parameters = [p for name, p in network.named_parameters() if name in set(names)]
+        groups += [
+            {"params": [p for p in parameters if p.ndim >= 2], "share": share},
+            {"params": [p for p in parameters if p.ndim < 2], "share": share, "weight_decay": 0.0},
+        ]
+    groups = [group for group in groups if group["params"]]
     if config.optimiser == "sgd":
         return torch.optim.SGD(
             groups,
@@ -281,6 +339,19 @@ def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
             weight_decay=config.weight_decay,
         )
     return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def _moving(network: nn.Module, parts: str) -> tuple[list[str], list[str]]:
+    """Names of the parameters that are trained, body and heads; the others are frozen."""
+    body, heads = [], []
+    for name, parameter in network.named_parameters():
+        is_head = ".heads." in f".{name}"
+        moves = is_head or parts == "all"
+        moves |= parts == "decoder" and not name.startswith("encoder.")
+        parameter.requires_grad_(moves)
+        if moves:
+            (heads if is_head else body).append(name)
+    return body, heads
 
 
 def _average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:

@@ -27,6 +27,9 @@ EXAMPLES = [
     messages.Decode("out.npy", {"foreground": 0.4}),
     messages.Estimate((3, 4), "YX", "nuclei"),
     messages.Train("data", "run", {"steps": 3}),
+    messages.Finetune(
+        "nuclei", "project", "run", {"seed": 1}, ImageRef(array="view.npy", axes="YX"), "out.npy"
+    ),
     messages.Evaluate("a", "b", "instance"),
     messages.Measure(
         "l.npy", "t.npz", "YX", "YX", ((1.0, 0.0), (0.0, 1.0)), "µm", (("a", "a.npy"),)

@@ -1,0 +1,105 @@
+"""Fine-tuning in the worker: the curve, a preview of the user's view, pause and stop."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from tttunet.engine.grid import open_image
+from tttunet.engine.messages import Finetune, Log, Metric, Partial, Progress
+from tttunet.engine.worker import Reporter
+from tttunet.errors import TTTUNetError
+from tttunet.inference.segment import segment
+from tttunet.models.model import Model
+from tttunet.training.finetune import FinetuneResult, finetune
+from tttunet.training.trainer import TrainEvent
+
+#: What a control file may say; anything else, or no file: go on.
+PAUSE, STOP = "pause", "stop"
+#: Arguments of `finetune` that are not for a request's options.
+_OURS = {"model", "data", "output", "listener", "cancel", "stop", "pause", "preview"}
+
+
+def run_finetune(request: Finetune, reporter: Reporter) -> dict[str, Any]:
+    """Fine-tune as the request says.
+
+    Returns:
+        `folder`, `model` (name, version), `before`, `after`, `forgetting`, `improved`,
+        `best_step`, `steps`, `minutes` and `notes`; see `FinetuneResult`.
+
+    Raises:
+        TTTUNetError: an option is unknown, or what `finetune` raises.
+        Cancelled: the reporter said so; a checkpoint is left in the output folder.
+    """
+    reporter.stage("preparing the corrections")
+    known = set(inspect.signature(finetune).parameters) - _OURS
+    unknown = sorted(set(request.options) - known)
+    if unknown:
+        raise TTTUNetError(
+            f"A fine-tuning has no option '{unknown[0]}'.", f"There are {', '.join(sorted(known))}."
+        )
+    control = Path(request.control) if request.control else None
+    result = finetune(
+        request.model or None,
+        request.data,
+        request.output,
+        **request.options,
+        listener=lambda event: _tell(event, reporter),
+        cancel=reporter.is_cancelled,
+        stop=lambda: _said(control) == STOP,
+        pause=lambda: _said(control) == PAUSE,
+        preview=_Preview(request, reporter) if request.view and request.preview else None,
+    )
+    for note in result.notes:
+        reporter.send(Log("info", note))
+    return _ready(result)
+
+
+def _said(control: Path | None) -> str:
+    try:
+        return "" if control is None else control.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _tell(event: TrainEvent, reporter: Reporter) -> None:
+    values = {"loss": event.loss, "score": math.nan if event.score is None else event.score}
+    values = {name: value for name, value in values.items() if not math.isnan(value)}
+    if values:
+        reporter.send(Metric(event.step, values))
+    reporter.send(Progress(event.progress, "fine-tuning", event.remaining))
+
+
+class _Preview:
+    """Segments the user's view with the model of the moment, and tells where the labels are."""
+
+    def __init__(self, request: Finetune, reporter: Reporter) -> None:
+        assert request.view is not None
+        self._image, self._grid = open_image(request.view, request.channel)
+        self._path, self._reporter = Path(request.preview), reporter
+
+    def __call__(self, model: Model) -> None:
+        labels = segment(self._image, model, cancel=self._reporter.is_cancelled).labels
+        # The client may still be reading the last one.
+        fresh = self._path.with_name(f"new-{self._path.name}")
+        _, view = self._grid.create(fresh, labels.dtype)
+        view[...] = labels
+        os.replace(fresh, self._path)
+        bounds = tuple((0, size) for size in self._grid.shape)
+        self._reporter.send(Partial(bounds, str(self._path)))
+
+
+def _ready(result: FinetuneResult) -> dict[str, Any]:
+    config = result.model.config
+    names = ("before", "after", "forgetting", "improved", "best_step")
+    return {
+        **{name: getattr(result, name) for name in names},
+        "folder": str(result.folder),
+        "notes": list(result.notes),
+        "steps": config.card.training.get("steps"),
+        "minutes": config.card.training.get("minutes"),
+        "model": {"name": config.name, "version": config.version},
+    }

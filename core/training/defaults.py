@@ -1,0 +1,87 @@
+"""How to fine-tune, from what there is to learn from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from tttunet.models.config import ModelConfig
+from tttunet.training.augment import AugmentConfig
+from tttunet.training.config import TrainConfig
+
+#: Largest patch of a fine-tuning per number of dimensions: more steps in the same time.
+LARGEST_PATCH = {2: 192, 3: 48}
+#: Patches per step.
+BATCH_SIZE = {2: 4, 3: 2}
+#: Steps for one labelled part, for every further one, and at most.
+FIRST_STEPS, FURTHER_STEPS, MOST_STEPS = 120, 20, 400
+#: More of them where the head is new, or everything.
+NEW_HEAD, FROM_SCRATCH = 1.5, 5.0
+VALIDATIONS = 8
+PATIENCE = 4
+
+
+def choose_settings(
+    config: ModelConfig,
+    parts: int,
+    *,
+    new_head: bool = False,
+    from_scratch: bool = False,
+    seed: int = 0,
+    chosen: dict[str, Any] | None = None,
+) -> TrainConfig:
+    """Settings of a fine-tuning.
+
+    Args:
+        config: of the model to start from.
+        parts: labelled parts of images.
+        new_head: its heads are fresh.
+        from_scratch: all of its weights are fresh.
+        seed: of order and augmentation.
+        chosen: fields of `TrainConfig` that the user decided.
+    """
+    dim = config.network.dim
+    stride = config.network.total_stride
+    patch = tuple(
+        max(min(n, LARGEST_PATCH[dim]) // s * s, s)
+        for n, s in zip(config.plan.patch_size, stride, strict=True)
+    )
+    steps = min(MOST_STEPS, FIRST_STEPS + FURTHER_STEPS * (parts - 1))
+    steps = round(steps * (FROM_SCRATCH if from_scratch else NEW_HEAD if new_head else 1.0))
+    given = {name: value for name, value in (chosen or {}).items() if value is not None}
+    if "steps" not in given and "max_minutes" in given:
+        given["steps"] = None
+    settings = {
+        "batch_size": BATCH_SIZE[dim],
+        "steps": steps,
+        "learning_rate": 1e-3,
+        "body_rate": 1.0 if from_scratch else 0.3 if new_head else 1.0,
+        "warmup_steps": 10,
+        "ema_decay": 0.97,
+        "seed": seed,
+        "oversample_foreground": 0.5,
+        # Old and new data take turns, whatever their numbers.
+        "balance_modalities": 1.0,
+        "patch_size": patch,
+        "patience": PATIENCE,
+        "workers": 0,
+        "augment": _augmentation(config, patch),
+        **given,
+    }
+    length = settings["steps"] or steps
+    settings.setdefault("validate_every", max(5, length // VALIDATIONS))
+    return TrainConfig(**settings)
+
+
+def _augmentation(config: ModelConfig, patch: tuple[int, ...]) -> AugmentConfig:
+    """What the model was trained with; else nnU-Net's with colours where there are any."""
+    stored = config.card.training.get("settings", {})
+    try:
+        return AugmentConfig.model_validate(stored["augment"])
+    except (KeyError, TypeError, ValidationError):
+        pass
+    options = {"quarter_turns": True} if len(patch) == 2 else {}
+    if config.plan.channels == "rgb":
+        options |= {"p_colour": 0.3, "hue": 10.0}
+    return AugmentConfig.for_patch(patch, **options)

@@ -1,0 +1,311 @@
+"""What a fine-tuning learns from: images with labels of some of their pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tttunet.errors import DatasetError
+from tttunet.imaging.image import Image
+from tttunet.imaging.normalise import normalise, prepare_channels
+from tttunet.imaging.readers import load_image
+from tttunet.models.config import DataSource, ModelConfig
+from tttunet.training.dataset import Case, Dataset, Task, open_dataset
+from tttunet.training.prepare import (
+    FOREGROUND,
+    IGNORE,
+    PreparedCase,
+    find_locations,
+    read_label,
+)
+
+Bounds = tuple[tuple[int, int], ...]
+
+#: Pixels around the labels that the network sees too, per number of dimensions.
+MARGIN = {2: 64, 3: 16}
+_PROJECT = "project.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Labels of a part of an image, or of all of it.
+
+    Attributes:
+        name: of the image.
+        image: intensities as they are, an `Image` or an array [C, *spatial]; the whole image, so
+            that it is normalised as when it is segmented.
+        labels: [*spatial of the part] int32: `IGNORE` where nobody looked, 0 background, objects
+            or classes above 0, `FOREGROUND` for some object.
+        bounds: the part, (start, stop) per axis of the image but C; None: all of it. Labels with
+            fewer axes than the image belong to one frame or slice.
+        group: samples of one group are held out together.
+        modality: for the record.
+    """
+
+    name: str
+    image: Image | np.ndarray
+    labels: np.ndarray
+    bounds: Bounds | None = None
+    group: str | None = None
+    modality: str | None = None
+
+    @property
+    def origin(self) -> str:
+        """What is never split where there are enough images: the group, or the image."""
+        return self.group or self.name
+
+
+@dataclass(frozen=True)
+class Material:
+    """The samples of one fine-tuning with what their labels mean.
+
+    Attributes:
+        samples: to train on and to hold out from.
+        val: samples that the data set itself holds out; empty: `holdout` chooses.
+        classes: number to name, foreground only.
+        sources: for the card of the model.
+    """
+
+    samples: list[Sample]
+    task: Task
+    dim: int
+    classes: dict[int, str]
+    name: str
+    val: list[Sample]
+    sources: tuple[DataSource, ...] = ()
+
+
+def read_material(
+    data: str | Path | Iterable[Sample] | Any,
+    *,
+    task: Task | None = None,
+    classes: dict[int, str] | None = None,
+) -> Material:
+    """Samples from wherever they are.
+
+    Args:
+        data: samples; a folder with a `dataset.json`; or a project or its folder.
+        task: of samples that do not say it; for a data set or a project it must be theirs, but
+            a mask of one class may stand for instances (see `sparse.objects_from_mask`).
+        classes: of samples that do not say it.
+
+    Raises:
+        DatasetError: there are none, or they make no sense.
+    """
+    if isinstance(data, str | Path):
+        folder = Path(data)
+        if (folder / _PROJECT).is_file():
+            projects = import_module("tttunet.projects")
+            data = projects.Project.open(folder, read_only=True)
+        else:
+            return _of_dataset(open_dataset(folder), task)
+    if hasattr(data, "corrections"):
+        return _of_project(data, task)
+    samples = list(data)
+    found = task or "instance"
+    return _checked(
+        Material(
+            samples,
+            found,
+            samples[0].labels.ndim if samples else 2,
+            classes or _classes_of(samples, found),
+            "samples",
+            [],
+        )
+    )
+
+
+def samples_of(project: Any) -> list[Sample]:
+    """The vouched parts of a project's images.
+
+    Args:
+        project: a `tttunet.projects.Project`.
+    """
+    return [
+        Sample(found.name, project.load(found.image), found.labels, found.bounds, found.image.id)
+        for found in import_module("tttunet.projects").samples(project)
+    ]
+
+
+def read_training_split(folder: str | Path) -> tuple[list[Sample], DataSource]:
+    """All images that a data set gives to train on, and where they are from."""
+    data = open_dataset(folder)
+    source = DataSource(title=data.title, source=data.source, licence=data.licence)
+    return [_of_case(case, data) for case in data.cases["train"]], source
+
+
+def to_cases(samples: Sequence[Sample], config: ModelConfig) -> list[PreparedCase]:
+    """Samples in the form that training and validation read.
+
+    A case is the labelled part with `MARGIN` pixels around it, as far as the image goes.
+
+    Raises:
+        DatasetError: labels and image do not fit each other, or the model.
+        ImageError: an image has other channels than the model takes.
+    """
+    return list(_cases(samples, config))
+
+
+def _cases(samples: Sequence[Sample], config: ModelConfig) -> Iterator[PreparedCase]:
+    source, pair = None, None
+    for sample in samples:
+        if pair is None or sample.image is not source:
+            source, pair = sample.image, normalised(sample, config)
+        yield _case(sample, pair[1], config)
+
+
+def _case(sample: Sample, frames: np.ndarray, config: ModelConfig) -> PreparedCase:
+    pixels = plane(frames, sample, config)
+    dim = config.network.dim
+    bounds = (sample.bounds or tuple((0, n) for n in pixels.shape[1:]))[-dim:]
+    if sample.labels.ndim != dim or sample.labels.shape != tuple(b - a for a, b in bounds):
+        raise DatasetError(
+            f"The labels of '{sample.name}' have the shape {sample.labels.shape}, their part of "
+            f"the image {tuple(b - a for a, b in bounds)}; the model is {dim}D."
+        )
+    known = np.nonzero(sample.labels != IGNORE)
+    if not known[0].size:
+        raise DatasetError(
+            f"'{sample.name}' has no labelled pixel.", "Mark objects as checked, or a region."
+        )
+    first = [int(axis.min()) for axis in known]
+    last = [int(axis.max()) + 1 for axis in known]
+    labels = sample.labels[tuple(map(slice, first, last))]
+    start = [a + low for (a, _), low in zip(bounds, first, strict=True)]
+    before = [min(MARGIN[dim], low) for low in start]
+    after = [
+        min(MARGIN[dim], size - low - n)
+        for size, low, n in zip(pixels.shape[1:], start, labels.shape, strict=True)
+    ]
+    place = tuple(
+        slice(low - b, low + n + a)
+        for low, n, b, a in zip(start, labels.shape, before, after, strict=True)
+    )
+    labels = np.pad(labels, list(zip(before, after, strict=True)), constant_values=IGNORE)
+    labels = labels.astype(np.int32)
+    return PreparedCase(
+        sample.name,
+        np.ascontiguousarray(pixels[(slice(None), *place)], np.float16),
+        labels,
+        find_locations(labels, config.task),
+        sample.group,
+        sample.modality,
+    )
+
+
+def normalised(sample: Sample, config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The image of a sample as the model takes it, but for what `plane` leaves.
+
+    Returns:
+        Intensities as they are, and float32 normalised over the whole time point; [T, C, *spatial]
+        with T = 1 for an image without time.
+
+    Raises:
+        ImageError: the image has other channels than the model takes.
+    """
+    plan, network = config.plan, config.network
+    image = sample.image
+    if not isinstance(image, Image):
+        axes = "CZYX" if image.ndim == 4 else "CYX"
+        image = Image.from_array(image, axes, name=sample.name)
+    pixels = prepare_channels(image, plan.channels, network.input_channels)
+    pixels = pixels if "T" in image.axes else pixels[None]
+    return pixels, np.stack(
+        [normalise(frame, plan.normalisation, plan.percentiles) for frame in pixels]
+    )
+
+
+def plane(frames: np.ndarray, sample: Sample, config: ModelConfig) -> np.ndarray:
+    """What a sample's labels lie on: [C, *spatial], with as many axes as the model sees.
+
+    Args:
+        frames: [T, C, *spatial] from `normalised`.
+        sample: with bounds that are one index thick in the other axes.
+    """
+    spatial, dim = frames.ndim - 2, config.network.dim
+    if spatial < dim:
+        raise DatasetError(f"'{sample.name}' is {spatial}D, the model {dim}D.")
+    index = [start for start, _ in (sample.bounds or ())][:-dim]
+    if len(index) < spatial - dim or (len(frames) > 1 and len(index) != spatial - dim + 1):
+        raise DatasetError(f"It is not said which slice of '{sample.name}' is labelled.")
+    slices = index[len(index) - (spatial - dim) :]
+    frame = frames[index[0] if len(frames) > 1 else 0]
+    return frame[(slice(None), *slices)]
+
+
+def _of_dataset(data: Dataset, task: Task | None) -> Material:
+    train = [_of_case(case, data) for case in data.cases["train"]]
+    val = [_of_case(case, data) for case in data.cases["val"]]
+    if len(train) + len(val) < 4:
+        train, val = train + val, []
+    source = DataSource(title=data.title, source=data.source, licence=data.licence)
+    material = Material(train, data.task, data.dim, data.classes, data.name, val, (source,))
+    return _as_task(_checked(material), task)
+
+
+def _of_case(case: Case, data: Dataset) -> Sample:
+    if len(case.images) == 1:
+        image: Any = load_image(case.images[0])
+    else:
+        image = np.stack([load_image(path).array for path in case.images])
+    return Sample(case.name, image, read_label(case, data), None, case.group, case.modality)
+
+
+def _of_project(project: Any, task: Task | None) -> Material:
+    classes = {int(value): str(name) for value, name in dict(project.classes).items()}
+    material = Material(samples_of(project), project.task, project.dim, classes, project.name, [])
+    return _as_task(_checked(material), task)
+
+
+def _as_task(material: Material, task: Task | None) -> Material:
+    if task is None or task == material.task:
+        return material
+    if task == "semantic" or len(material.classes) != 1:
+        raise DatasetError(
+            f"'{material.name}' is labelled for the task {material.task}, not {task}.",
+            "Only a mask of one class can stand for instances.",
+        )
+    from tttunet.training.sparse import objects_from_mask
+
+    def change(samples: Sequence[Sample]) -> list[Sample]:
+        return [replace(sample, labels=objects_from_mask(sample.labels)) for sample in samples]
+
+    return replace(material, samples=change(material.samples), val=change(material.val), task=task)
+
+
+def _checked(material: Material) -> Material:
+    """Refuse what nothing can be learnt from."""
+    labels = [sample.labels for sample in (*material.samples, *material.val)]
+    if not any((array != IGNORE).any() for array in labels):
+        raise DatasetError(
+            "There are no labelled pixels to learn from.",
+            "Mark objects as checked, or a region as complete.",
+        )
+    if not any(((array > 0) | (array == FOREGROUND)).any() for array in labels):
+        raise DatasetError(
+            "Only background is labelled, so there is nothing to learn from.",
+            "Mark some objects as checked too.",
+        )
+    if material.task == "semantic":
+        known = {0, IGNORE, FOREGROUND, *material.classes}
+        for sample in (*material.samples, *material.val):
+            unknown = set(np.unique(sample.labels).tolist()) - known
+            if unknown:
+                raise DatasetError(
+                    f"The labels of '{sample.name}' have values without a class: "
+                    f"{sorted(unknown)[:5]}.",
+                    f"The classes are {sorted(material.classes)}.",
+                )
+    return material
+
+
+def _classes_of(samples: Sequence[Sample], task: Task) -> dict[int, str]:
+    if task == "instance":
+        return {1: "object"}
+    values = {int(v) for sample in samples for v in np.unique(sample.labels) if v > 0}
+    return {value: f"class {value}" for value in sorted(values)}
