@@ -24,6 +24,7 @@ from napari_tttunet.batch_table import (
     results_folder,
 )
 from napari_tttunet.dock_work import Background, Running, ask_for_path, delayed, read_library
+from napari_tttunet.layers import real_viewer
 from napari_tttunet.session import session
 from napari_tttunet.settings import Settings
 from napari_tttunet.widgets import Scrolling, duration
@@ -47,7 +48,7 @@ class BatchDock(DropMixin, QWidget):
 
     def __init__(self, napari_viewer: napari.viewer.Viewer, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self.viewer = napari_viewer
+        self.viewer = real_viewer(napari_viewer)
         self._settings = Settings()
         self._background = Background(self)
         self._run = Running(self, self.hear)

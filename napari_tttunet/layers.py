@@ -77,6 +77,11 @@ class Window:
         return array.copy() if copy else array
 
 
+def real_viewer(viewer: Any) -> Any:
+    """The viewer itself: napari gives plugins a proxy, whose layers are never the same objects."""
+    return getattr(viewer, "__wrapped__", viewer)
+
+
 def layer_array(layer: Any, level: int = 0, bounds: Bounds | None = None) -> Window:
     """The pixels of a layer, or a part of them, without reading any. Alpha is left out.
 

@@ -13,6 +13,7 @@ from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication, QVBoxLayout, QWidget
 
 from napari_tttunet.axes import data_shape, parse_axes
+from napari_tttunet.layers import real_viewer
 from napari_tttunet.measure import Plan, axes_of_labels, channels_under, plan_measurement
 from napari_tttunet.object_places import click_listener, go_to, label_at, row_of_label
 from napari_tttunet.object_table import number_text
@@ -44,7 +45,7 @@ class ResultsDock(QWidget):
 
     def __init__(self, napari_viewer: napari.viewer.Viewer, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self._viewer = napari_viewer
+        self._viewer = real_viewer(napari_viewer)
         self._settings = Settings()
         self._layer: Any = None
         self._layers: list[Any] = []
@@ -59,7 +60,7 @@ class ResultsDock(QWidget):
         self._timer.setSingleShot(True)
         self._timer.setInterval(_PAUSE)
         self._timer.timeout.connect(self._measure_if_changed)
-        self.form = ResultsForm(napari_viewer, self._settings, self)
+        self.form = ResultsForm(self._viewer, self._settings, self)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.form)

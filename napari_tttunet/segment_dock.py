@@ -16,7 +16,7 @@ from napari_tttunet.dock_work import (
     weakly,
 )
 from napari_tttunet.keys import DockKeys, Objects, look_at, odd_first
-from napari_tttunet.layers import layer_array
+from napari_tttunet.layers import layer_array, real_viewer
 from napari_tttunet.model_card import summary_html
 from napari_tttunet.result_layers import accept, is_accepted
 from napari_tttunet.segment_image import ImageChoice
@@ -46,7 +46,7 @@ class SegmentDock(QWidget):
 
     def __init__(self, napari_viewer: napari.viewer.Viewer, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self.viewer = napari_viewer
+        self.viewer = real_viewer(napari_viewer)
         self.settings = Settings()
         self.models: list[dict[str, Any]] = []
         self.labels: Any = None
@@ -56,17 +56,17 @@ class SegmentDock(QWidget):
         self._activity = ActivityBar()
         self._background = Background(self)
         self._cleanup = Cleanup(self)
-        self.run = SegmentRun(napari_viewer)
+        self.run = SegmentRun(self.viewer)
         self._cleanup.add(self.run.close)
         self._cleanup.add(self.settings.save_soon)
         self._cleanup.add(self._activity.close)
-        self.image = ImageChoice(napari_viewer, self._cleanup)
+        self.image = ImageChoice(self.viewer, self._cleanup)
         self.view = SegmentView(self.image, self.settings)
         Scrolling(self.view, self)
         self._decode_timer = delayed(self, DECODE_AFTER, self._decode)
         self._estimate_timer = delayed(self, ESTIMATE_AFTER, self._ask_estimate)
         self.keys = DockKeys(
-            napari_viewer,
+            self.viewer,
             {
                 name: weakly(action)
                 for name, action in {

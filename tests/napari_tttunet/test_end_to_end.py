@@ -168,9 +168,6 @@ def test_next_and_previous_object_by_key(window: Window) -> None:
     assert oddness[seen[0] - 1] == oddness.max()
 
 
-@pytest.mark.xfail(
-    reason="napari hands the docks a proxy of the viewer, whose layers are never the same object"
-)
 def test_a_second_run_replaces_the_labels_of_the_first(window: Window) -> None:
     window.viewer.layers.selection.active = window.viewer.layers[SAMPLE]
     for _ in range(2):
