@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tttunet.models.card import read_config
 from tttunet.training.replay import make_replay
-from tttunet.training.samples import read_training_split
+from tttunet.training.samples import read_split
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=192)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    samples, source = read_training_split(options.dataset)
+    samples, source = read_split(options.dataset)
     folder = make_replay(
         options.model,
         read_config(options.model),

@@ -18,6 +18,9 @@ BATCH_SIZE = {2: 4, 3: 2}
 FIRST_STEPS, FURTHER_STEPS, MOST_STEPS = 120, 20, 400
 #: More of them where the head is new, or everything.
 NEW_HEAD, FROM_SCRATCH = 1.5, 5.0
+#: Learning rates of weights that know something and of fresh ones: at 1e-3, a network that knew
+#: something forgot more on the way than it learnt.
+KNOWN_RATE, FRESH_RATE = 3e-4, 1e-3
 VALIDATIONS = 8
 PATIENCE = 4
 
@@ -55,9 +58,10 @@ def choose_settings(
     settings = {
         "batch_size": BATCH_SIZE[dim],
         "steps": steps,
-        "learning_rate": 1e-3,
-        "body_rate": 1.0 if from_scratch else 0.3 if new_head else 1.0,
-        "warmup_steps": 10,
+        "learning_rate": FRESH_RATE if new_head or from_scratch else KNOWN_RATE,
+        # The old body keeps its own pace under a fresh head.
+        "body_rate": KNOWN_RATE / FRESH_RATE if new_head and not from_scratch else 1.0,
+        "warmup_steps": 20,
         "ema_decay": 0.97,
         "seed": seed,
         "oversample_foreground": 0.5,
@@ -81,7 +85,7 @@ def _augmentation(config: ModelConfig, patch: tuple[int, ...]) -> AugmentConfig:
         return AugmentConfig.model_validate(stored["augment"])
     except (KeyError, TypeError, ValidationError):
         pass
-    options = {"quarter_turns": True} if len(patch) == 2 else {}
+    options: dict[str, Any] = {"quarter_turns": True} if len(patch) == 2 else {}
     if config.plan.channels == "rgb":
         options |= {"p_colour": 0.3, "hue": 10.0}
     return AugmentConfig.for_patch(patch, **options)

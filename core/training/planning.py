@@ -114,7 +114,7 @@ def plan_network(
         name=name,
         task=task,
         network=NetworkConfig(
-            dim=dim,  # type: ignore[arg-type]
+            dim=dim,
             input_channels=3 if rgb else channels,
             output_channels=len(INSTANCE_CHANNELS) if instance else len(classes) + 1,
             **_stages(dim, patch),

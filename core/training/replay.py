@@ -183,7 +183,8 @@ def _write(
 
 def _place(labels: np.ndarray, size: int, rng: np.random.Generator) -> tuple[slice, ...]:
     """The crop with the most objects of some tries; the first that has enough."""
-    best, most = (slice(0, 0),), -1
+    best: tuple[slice, ...] = ()
+    most = -1
     for _ in range(_TRIES):
         start = [int(rng.integers(max(n - size, 0) + 1)) for n in labels.shape]
         place = tuple(slice(a, min(a + size, n)) for a, n in zip(start, labels.shape, strict=True))

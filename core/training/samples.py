@@ -15,7 +15,7 @@ from tttunet.imaging.image import Image
 from tttunet.imaging.normalise import normalise, prepare_channels
 from tttunet.imaging.readers import load_image
 from tttunet.models.config import DataSource, ModelConfig
-from tttunet.training.dataset import Case, Dataset, Task, open_dataset
+from tttunet.training.dataset import Case, Dataset, Split, Task, open_dataset
 from tttunet.training.prepare import (
     FOREGROUND,
     IGNORE,
@@ -132,11 +132,11 @@ def samples_of(project: Any) -> list[Sample]:
     ]
 
 
-def read_training_split(folder: str | Path) -> tuple[list[Sample], DataSource]:
-    """All images that a data set gives to train on, and where they are from."""
+def read_split(folder: str | Path, split: Split = "train") -> tuple[list[Sample], DataSource]:
+    """All images of one split of a data set, and where they are from."""
     data = open_dataset(folder)
     source = DataSource(title=data.title, source=data.source, licence=data.licence)
-    return [_of_case(case, data) for case in data.cases["train"]], source
+    return [_of_case(case, data) for case in data.cases[split]], source
 
 
 def to_cases(samples: Sequence[Sample], config: ModelConfig) -> list[PreparedCase]:

@@ -343,7 +343,8 @@ def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
 
 def _moving(network: nn.Module, parts: str) -> tuple[list[str], list[str]]:
     """Names of the parameters that are trained, body and heads; the others are frozen."""
-    body, heads = [], []
+    body: list[str] = []
+    heads: list[str] = []
     for name, parameter in network.named_parameters():
         is_head = ".heads." in f".{name}"
         moves = is_head or parts == "all"

@@ -223,6 +223,15 @@ def test_changed_image_is_told(study: Path):
             project.load("cells")
 
 
+def test_change_that_keeps_the_size_is_told(study: Path):
+    path = study / "raw" / "cells.png"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with Project.open(study / "project") as project:
+        project.path_of("cells")
+        assert "'cells.png' has changed" in project.problems[0]
+
+
 def test_touched_image_is_the_same(study: Path):
     (study / "raw" / "cells.png").touch()
     with Project.open(study / "project") as project:

@@ -1,0 +1,263 @@
+"""Fine-tuning on k corrected regions of 256 x 256 pixels: before, after, time and forgetting.
+
+Corrections are true labels of k training images of a set; the scores are of the set's validation
+images, which nothing was chosen on. Sets:
+
+- `histo_monuseg`: masks of nuclei teach the instance model `nuclei`; foreground Dice;
+- `blood_wbc` and `em_isbi2012`: other classes, so a new head on the old body; mean Dice. There is
+  no score before, and nothing that can be forgotten: the new model answers another question;
+- `dsb2018:MODALITY`: a modality that the model trained for this benchmark has never seen
+  (`--trained FOLDER`, made by `--train-without`); F1 at IoU 0.5.
+
+Forgetting is the change of F1 at IoU 0.5 on validation images of dsb2018, `--forgetting` of them
+(all modalities; without the one that is learnt).
+
+    python benchmarks/finetune.py DATA runs --quick
+    python benchmarks/finetune.py DATA runs --train-without histology_purple --minutes 60
+    python benchmarks/finetune.py DATA runs --trained runs/without-histology_purple/ttt/model \\
+        --plain runs/without-histology_purple/identity/model
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from record import write_result
+
+from tttunet.models.model import Model, load_model
+from tttunet.training.dataset import open_dataset
+from tttunet.training.finetune import finetune
+from tttunet.training.heldout_scores import Tally, tally
+from tttunet.training.replay import make_replay
+from tttunet.training.run import train
+from tttunet.training.samples import Sample, read_split, to_cases
+from tttunet.training.sparse import objects_from_mask
+
+REGION = 256
+#: Name of the data set, and the task that its labels are for.
+SETS = {"histo_monuseg": "instance", "blood_wbc": "semantic", "em_isbi2012": "semantic"}
+NUCLEI = "nuclei_dsb2018"
+_TRIES = 8
+
+
+def region(sample: Sample, rng: np.random.Generator) -> Sample:
+    """The square with the most foreground of some."""
+    labels = sample.labels
+    places = []
+    for _ in range(_TRIES):
+        start = [int(rng.integers(max(n - REGION, 0) + 1)) for n in labels.shape]
+        places.append(
+            tuple((a, min(a + REGION, n)) for a, n in zip(start, labels.shape, strict=True))
+        )
+    best = max(places, key=lambda place: (labels[_slices(place)] > 0).sum())
+    return replace(sample, labels=labels[_slices(best)], bounds=best)
+
+
+def _slices(bounds: tuple[tuple[int, int], ...]) -> tuple[slice, ...]:
+    return tuple(slice(*along) for along in bounds)
+
+
+def as_objects(samples: list[Sample]) -> list[Sample]:
+    return [replace(sample, labels=objects_from_mask(sample.labels)) for sample in samples]
+
+
+def headline(name: str, score: Tally) -> float:
+    """Foreground Dice where the truth does not tell touching objects apart."""
+    return float(score.scores()[-1]) if name == "histo_monuseg" else score.headline()
+
+
+class Benchmark:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.data, self.output = options.data, options.output
+        val, _ = read_split(self.data / NUCLEI, "val")
+        every = max(1, len(val) // options.forgetting)
+        self.nuclei = val[::every]
+
+    def sets(self, model: str) -> list[tuple[str, str, list[Sample], list[Sample], dict[int, str]]]:
+        """Name, task, images to correct, images to test on, and classes."""
+        found = []
+        for name in self.options.sets:
+            if name.startswith("dsb2018:"):
+                modality = name.partition(":")[2]
+                train_, test = (
+                    [s for s in read_split(self.data / NUCLEI, split)[0] if s.modality == modality]
+                    for split in ("train", "val")
+                )
+                found.append((name, "instance", train_, test, {1: "nucleus"}))
+                continue
+            data = open_dataset(self.data / name)
+            train_, test = (read_split(self.data / name, split)[0] for split in ("train", "val"))
+            if SETS[name] == "instance":
+                test = as_objects(test)
+            found.append((name, SETS[name], train_, test, data.classes))
+        return found
+
+    def run(self, start: str, arm: str) -> list[dict[str, Any]]:
+        rows = []
+        model = load_model(start)
+        for name, task, images, test, classes in self.sets(start):
+            keeps_task = model.config.task == task
+            modality = name.partition(":")[2]
+            earlier = [s for s in self.nuclei if s.modality != modality]
+            old = to_cases(earlier, model.config) if keeps_task else []
+            cases = to_cases(test[: self.options.test], model.config) if keeps_task else []
+            known = tally(model, old).headline() if old else None
+            before = headline(name, tally(model, cases)) if cases else None
+            for k in self.options.k:
+                for seed in self.options.seeds:
+                    row = self._one(start, name, task, images, test, classes, k, seed)
+                    tuned: Model = row.pop("model")
+                    cases = to_cases(test[: self.options.test], tuned.config)
+                    row |= {
+                        "arm": arm,
+                        "before": before,
+                        "after": headline(name, tally(tuned, cases)),
+                        "known_before": known,
+                        "known_after": tally(tuned, old).headline() if old else None,
+                    }
+                    rows.append(row)
+                    print(json.dumps(row), flush=True)
+        return rows
+
+    def _one(
+        self,
+        start: str,
+        name: str,
+        task: str,
+        images: list[Sample],
+        test: list[Sample],
+        classes: dict[int, str],
+        k: int,
+        seed: int,
+    ) -> dict[str, Any]:
+        rng = np.random.default_rng(seed)
+        chosen = [region(images[i], rng) for i in rng.permutation(len(images))[:k]]
+        if name == "histo_monuseg":
+            chosen = as_objects(chosen)
+        began, computed = time.perf_counter(), time.process_time()
+        result = finetune(
+            start,
+            chosen,
+            self.output / f"{name.replace(':', '-')}-{k}-{seed}",
+            task=task,  # type: ignore[arg-type]
+            classes=classes,
+            seed=seed,
+            steps=self.options.steps,
+            device=self.options.device,
+            overwrite=True,
+        )
+        return {
+            "set": name,
+            "k": k,
+            "seed": seed,
+            "model": result.model,
+            "seconds": round(time.perf_counter() - began, 1),
+            "cpu_seconds": round(time.process_time() - computed, 1),
+            "steps": result.model.config.card.training["steps"],
+            "best_step": result.best_step,
+            "held_out_before": result.before and result.before["score"],
+            "held_out_after": result.after and result.after["score"],
+        }
+
+    def train_without(self, modality: str) -> None:
+        """Train the network of the recipe `nuclei` without a modality, with and without TTT."""
+        source = json.loads((self.data / NUCLEI / "dataset.json").read_text())
+        folder = self.output / f"without-{modality}"
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = source["image_modality"]
+        source["split"] = {
+            split: [name for name in names if kept[name] != modality]
+            for split, names in source["split"].items()
+        }
+        data = folder / "data"
+        data.mkdir(exist_ok=True)
+        for part in ("images", "labels"):
+            if not (data / part).exists():
+                (data / part).symlink_to((self.data / NUCLEI / part).resolve())
+        (data / "dataset.json").write_text(json.dumps(source))
+        for arm, network in (("ttt", {}), ("identity", {"ttt": None})):
+            train(
+                data,
+                folder / arm,
+                recipe="nuclei",
+                max_minutes=self.options.minutes,
+                overrides={"network": network},
+                cache=folder / "cache",
+                device=self.options.device,
+                overwrite=True,
+            )
+            model = folder / arm / "model"
+            samples, origin = read_split(data, "train")
+            make_replay(model, load_model(model).config, samples, origin)
+            print(f"trained {model}")
+
+
+def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per set, arm and k: means over seeds, and whether every seed became better."""
+    table = []
+    for key in dict.fromkeys((row["arm"], row["set"], row["k"]) for row in rows):
+        chosen = [row for row in rows if (row["arm"], row["set"], row["k"]) == key]
+        before, known = chosen[0]["before"], chosen[0]["known_before"]
+        line: dict[str, Any] = dict(zip(("arm", "set", "k"), key, strict=True))
+        line |= {
+            "before": before,
+            "after": [row["after"] for row in chosen],
+            "every_seed_better": None
+            if before is None
+            else all(row["after"] > before for row in chosen),
+            "seconds": float(np.mean([row["seconds"] for row in chosen])),
+            "forgetting": None
+            if known is None
+            else [round(row["known_after"] - known, 4) for row in chosen],
+        }
+        table.append(line)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="folder of the data sets")
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--model", default="nuclei")
+    parser.add_argument("--sets", nargs="+", default=list(SETS))
+    parser.add_argument("--k", nargs="+", type=int, default=[1, 3, 5])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, help="instead of the defaults by the data")
+    parser.add_argument("--test", type=int, help="at most so many images to test on")
+    parser.add_argument("--forgetting", type=int, default=79, help="images of dsb2018 val")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--quick", action="store_true", help="one seed, k = 1, few images")
+    parser.add_argument("--train-without", metavar="MODALITY")
+    parser.add_argument("--minutes", type=float, default=60, help="of --train-without, per arm")
+    parser.add_argument("--trained", help="model that has never seen the modality")
+    parser.add_argument("--plain", help="the same without TTT layers")
+    parser.add_argument("--modality", default="histology_purple", help="that was left out")
+    options = parser.parse_args()
+    if options.quick:
+        options.k, options.seeds, options.test, options.forgetting = [1], [0], 2, 8
+    benchmark = Benchmark(options)
+    if options.train_without:
+        benchmark.train_without(options.train_without)
+        return
+    rows = benchmark.run(options.model, options.model) if options.sets else []
+    options.sets = [f"dsb2018:{options.modality}"]
+    for start, arm in ((options.trained, "ttt"), (options.plain, "identity")):
+        rows += benchmark.run(start, arm) if start else []
+    table = summarise(rows)
+    for line in table:
+        print(json.dumps(line))
+    name = "finetune_quick" if options.quick else "finetune"
+    write_result(name, {"summary": table, "runs": rows})
+
+
+if __name__ == "__main__":
+    main()

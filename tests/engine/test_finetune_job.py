@@ -1,0 +1,86 @@
+"""Fine-tuning through the worker: curve, preview, stop, cancel, scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from tttunet.engine.client import Engine
+from tttunet.engine.messages import Finetune
+from tttunet.models.card import read_config
+
+from .conftest import Heard, finish
+
+FAST = {"steps": 6, "options": {"precision": "32-true", "batch_size": 2, "validate_every": 3}}
+
+
+def test_curve_preview_and_scores(engine: Engine, models, dataset: Path, tmp_path: Path):
+    heard = Heard()
+    view = np.zeros((1, 40, 50), np.uint8)
+    view[0, 10:20, 10:20] = 200
+    long = {**FAST, "steps": None, "max_minutes": 0.15}
+    job = engine.finetune(
+        models[2, "instance"],
+        dataset,
+        tmp_path / "run",
+        view=view,
+        axes="ZYX",
+        on_event=heard,
+        **long,
+    )
+    done = finish(job)
+    assert done.kind == "done", done
+    result = done.result
+    assert Path(result["folder"]) == tmp_path / "run" / "model"
+    assert read_config(tmp_path / "run" / "model").card.scores["held_out"]["after"]
+    assert result["before"]["metric"] == "F1 at IoU 0.5"
+    assert result["forgetting"] is None
+    assert any("earlier data" in note for note in result["notes"])
+    metrics = [event for event in heard if getattr(event, "kind", "") == "metric"]
+    assert {"loss", "score"} <= {name for event in metrics for name in event.values}
+    previews = [event for event in heard if not hasattr(event, "kind")]
+    assert previews
+    assert previews[-1].bounds == ((0, 1), (0, 40), (0, 50))
+    assert previews[-1].labels.shape == view.shape
+
+
+def test_stop_by_the_control_file(engine: Engine, models, dataset: Path, tmp_path: Path):
+    control = tmp_path / "control"
+
+    def act(job, event) -> None:
+        if getattr(event, "kind", "") == "metric":
+            control.write_text("stop")
+
+    job = engine.finetune(
+        models[2, "instance"],
+        dataset,
+        tmp_path / "run",
+        control=control,
+        on_event=Heard(act),
+        **{**FAST, "steps": 5000},
+    )
+    done = finish(job)
+    assert done.kind == "done", done
+    assert done.result["steps"] < 5000
+
+
+def test_cancel_leaves_the_model_as_it_was(engine: Engine, models, dataset: Path, tmp_path: Path):
+    start = Path(models[2, "instance"])
+    before = {path.name: path.read_bytes() for path in start.iterdir()}
+
+    def act(job, event) -> None:
+        if getattr(event, "kind", "") == "metric":
+            job.cancel()
+
+    options = {**FAST, "steps": 5000}
+    job = engine.finetune(str(start), dataset, tmp_path / "run", on_event=Heard(act), **options)
+    assert finish(job).kind == "cancelled"
+    assert {path.name: path.read_bytes() for path in start.iterdir()} == before
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_an_unknown_option_is_refused(engine: Engine, models, dataset: Path, tmp_path: Path):
+    request = Finetune(models[2, "instance"], str(dataset), str(tmp_path / "run"), {"speed": 3})
+    failed = finish(engine.request(request))
+    assert (failed.problem, "speed" in failed.message) == ("input", True)
