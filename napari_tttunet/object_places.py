@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from napari_tttunet.geometry import Transform
-from napari_tttunet.regions import _world_factors
+from napari_tttunet.regions import viewer_camera, world_factors
 from tttunet.measuring.table import ObjectTable
 
 #: Pixels of the screen that a mouse may move during a click.
@@ -23,13 +23,13 @@ def go_to(viewer: Any, layer: Any, point: np.ndarray) -> None:
         layer: one of its layers.
         point: data coordinates, all axes.
     """
-    world = Transform.of(layer).to_world(point) * _world_factors(viewer, layer)
+    world = Transform.of(layer).to_world(point) * world_factors(viewer, layer)
     shift = viewer.dims.ndim - layer.ndim
     for axis in viewer.dims.not_displayed:
         if axis >= shift:
             viewer.dims.set_point(axis, world[axis - shift])
     shown = [world[a - shift] if a >= shift else 0.0 for a in viewer.dims.displayed]
-    camera = getattr(viewer, "scene", viewer).camera  # napari 0.9 moved it
+    camera = viewer_camera(viewer)
     camera.center = tuple(float(x) for x in shown)
 
 
@@ -37,7 +37,7 @@ def row_of_label(viewer: Any, layer: Any, table: ObjectTable, label: int) -> int
     """The row of a label; of several (frames or slices), the one that the viewer shows; or -1."""
     rows = np.flatnonzero(table.values["label"] == label)
     if len(rows) > 1:
-        world = np.array(viewer.dims.point, float)[-layer.ndim :] / _world_factors(viewer, layer)
+        world = np.array(viewer.dims.point, float)[-layer.ndim :] / world_factors(viewer, layer)
         shift = viewer.dims.ndim - layer.ndim
         hidden = [axis - shift for axis in viewer.dims.not_displayed if axis >= shift]
         apart = np.abs(table.centres[rows] - Transform.of(layer).to_data(world))[:, hidden]

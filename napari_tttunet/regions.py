@@ -151,7 +151,3 @@ def world_factors(viewer: Any, layer: Any) -> np.ndarray:
         alike = own.dimensionality == shared.dimensionality
         factors.append(float((1 * own).to(shared).magnitude) if alike else 1.0)
     return np.array(factors)
-
-
-#: `object_places` asks for it by this name.
-_world_factors = world_factors

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from napari.layers import Image, Labels
 from qtpy.QtCore import QTimer
-from qtpy.QtWidgets import QApplication, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QApplication, QWidget
 
 from napari_tttunet.axes import data_shape, parse_axes
 from napari_tttunet.layers import real_viewer
@@ -61,9 +61,6 @@ class ResultsDock(QWidget):
         self._timer.setInterval(_PAUSE)
         self._timer.timeout.connect(self._measure_if_changed)
         self.form = ResultsForm(self._viewer, self._settings, self)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self.form)
         self._connect()
         self._list_layers()
         self._on_active()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from qtpy.QtWidgets import (
@@ -30,11 +29,11 @@ _MARGIN = 6
 
 
 class ResultsForm(Scrolling):
-    """The controls, in an area that scrolls on small screens."""
+    """The controls, in an area that scrolls on small screens and fills the dock."""
 
-    def __init__(self, viewer: Any, settings: Settings, parent: QWidget | None = None) -> None:
+    def __init__(self, viewer: Any, settings: Settings, dock: QWidget) -> None:
         inside = QWidget()
-        super().__init__(inside, parent)
+        super().__init__(inside, dock)
         self._settings = settings
         layout = QVBoxLayout(inside)
         layout.setContentsMargins(_MARGIN, _MARGIN, _MARGIN, _MARGIN)
@@ -50,7 +49,15 @@ class ResultsForm(Scrolling):
         layout.addWidget(self.export)
         self.scores = ScoresView(viewer, settings)
         self.scores.problem.connect(self._on_problem)
-        layout.addWidget(self._fold("Compare with true labels", "results_scores", self.scores))
+        layout.addWidget(
+            FoldingSection(
+                "Compare with true labels",
+                self.scores,
+                "results_scores",
+                settings,
+                "results.open.results_scores",
+            )
+        )
         # Folded parts count too: nothing may be cut off at the right when they open.
         bar = self.verticalScrollBar().sizeHint().width()
         scores = self.scores.minimumSizeHint().width() + 2 * _MARGIN
@@ -99,7 +106,11 @@ class ResultsForm(Scrolling):
         form.addRow("Labels", self.labels)
         form.addRow("Brightness of", self.image)
         form.addRow("Objects extend", self.extent)
-        form.addRow(self._fold("More options", "results_more", more))
+        form.addRow(
+            FoldingSection(
+                "More options", more, "results_more", self._settings, "results.open.results_more"
+            )
+        )
         self._what_form = form
         return form
 
@@ -143,19 +154,6 @@ class ResultsForm(Scrolling):
         layout.addLayout(form)
         layout.addWidget(self.histogram)
         return layout
-
-    def _fold(self, title: str, name: str, content: QWidget) -> FoldingSection:
-        """A part that opens and closes, and is remembered."""
-        section = FoldingSection(title, content)
-        explain(section.button, name, f"Show or hide: {title.lower()}")
-        section.button.setAccessibleName(title)
-        section.open(self._settings.get(f"results.open.{name}", False))
-        section.toggled.connect(partial(self._remember_fold, f"results.open.{name}"))
-        return section
-
-    def _remember_fold(self, name: str, opened: bool) -> None:
-        self._settings.set(name, opened)
-        self._settings.save_soon()
 
     # What is shown
 
