@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from napari_tttunet.dock_work import Background, Running, ask_for_path, delayed,
 from napari_tttunet.layers import real_viewer
 from napari_tttunet.session import session
 from napari_tttunet.settings import Settings
-from napari_tttunet.widgets import Scrolling, duration
+from napari_tttunet.widgets import Scrolling, duration, roughly
 from tttunet.engine import messages
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class BatchDock(DropMixin, QWidget):
         self.form.changed.connect(self._update)
         self.form.browse.connect(self._choose_output)
         self.form.output.textEdited.connect(self._output_edited)
+        self.form.output.editingFinished.connect(self.form.show_folder)
 
     def _update(self) -> None:
         """Enable what can be done now."""
@@ -115,7 +117,9 @@ class BatchDock(DropMixin, QWidget):
         if len(paths) == 1 and paths[0].lower().endswith((".yaml", ".yml", ".json")):
             self.open_plan(paths[0])
             return
-        self._inputs += [path for path in paths if path not in self._inputs]
+        # The worker has a working folder of its own, and tells of files by their whole paths.
+        whole = [os.path.abspath(os.path.expanduser(path)) for path in paths]
+        self._inputs += [path for path in whole if path not in self._inputs]
         self.refresh()
 
     def add_open_images(self) -> None:
@@ -175,6 +179,8 @@ class BatchDock(DropMixin, QWidget):
         self.form.show_preview(preview)
         if self._own_output and not self.form.output.text():
             self.form.output.setText(output)
+        self.form.base = str(Path(output).parent) if output else ""
+        self.form.show_folder()
         self.message.clear()
         self._update()
 
@@ -286,7 +292,7 @@ class BatchDock(DropMixin, QWidget):
         worked = self.table.count("done", "failed") - self._before + part
         if self._begun is not None and worked > 0.05:
             rate = (time.monotonic() - self._begun) / worked
-            text += f", about {duration(rate * (len(rows) - over - part))} left"
+            text += f", {roughly(rate * (len(rows) - over - part))} left"
         if place is not None:
             text += f"\n{Path(rows[place].path).name}"
         self.panel.move_to((over + part) / max(1, len(rows)), text)
@@ -331,7 +337,7 @@ class BatchDock(DropMixin, QWidget):
         result.show(self.viewer)
 
     def _open_output(self) -> None:
-        folder = Path(self.form.output.text().strip()).expanduser()
+        folder = Path(self.form.folder())
         if not folder.is_dir():
             self.message.tell("error", f"There is no folder '{folder}' yet.", "Start makes it.")
         else:

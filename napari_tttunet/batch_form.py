@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QCheckBox, QLineEdit, QSpinBox, QToolButton, QWidget
+from qtpy.QtWidgets import QCheckBox, QLineEdit, QSpinBox, QWidget
 
 from napari_tttunet.settings import Settings
 from napari_tttunet.widgets import (
@@ -18,6 +20,7 @@ from napari_tttunet.widgets import (
     form_layout,
     show_text,
     side_by_side,
+    small_button,
     text_label,
 )
 
@@ -39,6 +42,7 @@ class BatchForm(QWidget):
     """Everything about a batch but its files.
 
     Attributes:
+        base: the folder in which a relative output folder lies; empty: not known yet.
         changed: the user, or a file that was opened, changed something.
         names_changed: the same for what decides the names of results.
         browse: the user wants to choose the output folder in a dialog.
@@ -52,15 +56,18 @@ class BatchForm(QWidget):
         super().__init__()
         self._settings = settings
         self._kept: dict[str, Any] = {}
+        self.base = ""
         self.model = combo_box("batch_model", "The model that segments every image.")
         self.output = explain(
             QLineEdit(),
             "batch_output",
-            "Folder of the results. It is made if it does not exist; your images stay as they are.",
+            "Folder of the results. It is made if it does not exist; your images stay as they are. "
+            "A name alone is a folder beside the first of the images.",
         )
         self.output.setPlaceholderText("choose a folder")
-        browse = explain(QToolButton(), "batch_choose_output", "Choose the folder of the results.")
-        browse.setText("...")
+        browse = small_button(
+            "Choose...", "batch_choose_output", "Choose the folder of the results."
+        )
         browse.clicked.connect(lambda *_: self.browse.emit())
         self.ending = explain(
             QLineEdit(ENDING),
@@ -198,9 +205,19 @@ class BatchForm(QWidget):
         choose(self.device, chosen, add=chosen != "auto")
         self.device.blockSignals(False)
 
+    def folder(self) -> str:
+        """The folder of the results, absolute if `base` is known; empty: none was chosen."""
+        text = self.output.text().strip()
+        return str(Path(self.base, os.path.expanduser(text))) if text else ""
+
+    def show_folder(self) -> None:
+        """Show where a relative folder lies."""
+        if self.base and self.output.text().strip():
+            self.output.setText(self.folder())
+
     def fields(self) -> dict[str, Any]:
         """The fields of a batch file, without `inputs`."""
-        output = self.output.text().strip()
+        output = self.folder()
         min_size = self.min_size.value()
         decoding = {**self._kept.get("decoding", {})}
         if min_size >= 0:

@@ -18,7 +18,7 @@ COLUMNS = ("File", "State", "Result")
 #: States of a file that is over.
 OVER = ("done", "skipped", "failed")
 _COLOURS = {"done": "#4caf6d", "failed": "#e06c60", "running": "#5a9fe0"}
-_WORDS = {"skipped": "skipped", "failed": "failed", "done": "done", "waiting": "waiting"}
+_WORDS = {state: state for state in (*OVER, "waiting")} | {"running": "working"}
 
 
 @dataclass
@@ -187,7 +187,8 @@ class FileTable(QAbstractTableModel):
 
 
 def _state(row: FileRow) -> str:
-    return f"{row.fraction:.0%}" if row.state == "running" else _WORDS[row.state]
+    # A small image is one tile: there is nothing to tell before it is done.
+    return f"{row.fraction:.0%}" if row.fraction > 0 else _WORDS[row.state]
 
 
 class FileView(QTableView):

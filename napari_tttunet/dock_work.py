@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from qtpy.QtWidgets import QFileDialog, QWidget
 
 #: Milliseconds between two changes of the bar in napari's activity dock.
 _ACTIVITY_EVERY = 200
+#: Seconds after each step of a generator in which the window's thread has Python for itself: it
+#: takes Python up many times to paint, and would wait for the other thread each time.
+_BREATH = 0.002
 
 
 def weakly(method: Callable[..., Any]) -> Callable[..., None]:
@@ -104,7 +108,37 @@ class Background(QObject):
         failed: Callable[[Exception], None],
     ) -> None:
         """Call `work` in a thread, then `then(result)` or `failed(error)` in this one."""
+        self._start(work, then, failed, daemon=True)
 
+    def run_steps(
+        self,
+        steps: Generator[Any, None, Any],
+        then: Callable[[Any], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        """Go through a generator in a thread, then `then(what it returns)` or `failed(error)`.
+
+        For long work in Python, which would make the window stutter in one go. Python does not
+        end before the generator does: files are written to their end.
+        """
+
+        def work() -> Any:
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as stop:
+                    return stop.value
+                time.sleep(_BREATH)
+
+        self._start(work, then, failed, daemon=False)
+
+    def _start(
+        self,
+        work: Callable[[], Any],
+        then: Callable[[Any], None],
+        failed: Callable[[Exception], None],
+        daemon: bool,
+    ) -> None:
         def do() -> None:
             try:
                 answer = then, work()
@@ -113,7 +147,7 @@ class Background(QObject):
             with contextlib.suppress(RuntimeError):  # the owner is gone
                 self._finished.emit(answer)
 
-        threading.Thread(target=do, name="tttunet-dock", daemon=True).start()
+        threading.Thread(target=do, name="tttunet-dock", daemon=daemon).start()
 
     def _deliver(self, answer: tuple[Callable[[Any], None], Any]) -> None:
         function, value = answer

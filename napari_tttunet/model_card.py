@@ -9,6 +9,23 @@ from typing import Any
 _ORIGINS = {"shipped": "comes with the plugin", "user": "added by you"}
 _TASKS = {"instance": "finds single objects", "semantic": "finds regions of a kind"}
 _CHANNELS = {"rgb": "grey or colour (RGB)", "as_is": "as many channels as it was trained with"}
+#: What cards call things, and what people do. Scores at an overlap (IoU) of 0.5 are the usual ones.
+_NAMES = {
+    "train_images": "images learned from",
+    "val_images": "images held back",
+    "val": "On images held back",
+    "held_out": "On corrections held back",
+    "all": "all images",
+    "f1_pooled_iou50": "F1",
+    "precision_pooled_iou50": "precision",
+    "recall_pooled_iou50": "recall",
+    "f1_mean_over_images_iou50": "F1 per image",
+    "ap_mean_iou50_95": "mean AP",
+    "f1_iou50": "F1",
+    "f1_iou70": "F1 at an overlap of 0.7",
+    "dice_mean": "mean Dice",
+    "foreground_dice": "Dice of all objects together",
+}
 #: More of a value's text is cut off: a card is read by people.
 _LONGEST = 4000
 
@@ -72,7 +89,7 @@ def _main_scores(scores: Mapping[str, Any], where: str = "") -> Iterator[str]:
         yield f"{where}: {shown}" if where else shown
     for name, value in scores.items():
         if isinstance(value, Mapping):
-            yield from _main_scores(value, _words(f"{where} {name}".strip()))
+            yield from _main_scores(value, f"{where}, {_words(name)}" if where else _words(name))
 
 
 def _facts(model: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -171,11 +188,13 @@ def _paragraph(text: Any) -> str:
 
 
 def _words(name: Any) -> str:
-    return str(name).replace("_", " ")
+    return _NAMES.get(str(name)) or str(name).replace("_", " ")
 
 
 def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}".replace(",", "\N{NO-BREAK SPACE}") if isinstance(value, int) else str(value)
 
 
 def _numbers(values: Sequence[float]) -> str:

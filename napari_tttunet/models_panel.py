@@ -34,6 +34,8 @@ _COLUMNS = ("Name", "Version", "Task", "")
 _TASKS = {"instance": "objects", "semantic": "regions"}
 #: Where an entry's name is kept.
 _NAME = Qt.ItemDataRole.UserRole
+#: The list is as high as its models are many, up to this; then it scrolls.
+_MOST_ROWS = 6
 
 
 class ModelList(QTreeWidget):
@@ -58,8 +60,7 @@ class ModelList(QTreeWidget):
         header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
         for column in range(1, len(_COLUMNS)):
             header.setSectionResizeMode(column, QHeaderView.ResizeMode.ResizeToContents)
-        self.setMinimumHeight(90)
-        self.setMaximumHeight(130)
+        self._fit()
         self.currentItemChanged.connect(lambda *_: self.chosen.emit())
 
     @property
@@ -85,12 +86,18 @@ class ModelList(QTreeWidget):
                 for column in range(len(_COLUMNS)):
                     item.setForeground(column, Qt.GlobalColor.gray)
             self.addTopLevelItem(item)
+        self._fit()
         items = self.findItems("", Qt.MatchFlag.MatchContains)
         found = [item for item in items if item.text(0) == wanted]
         if items:
             self.setCurrentItem(found[-1] if found else items[0])
         self.blockSignals(False)
         self.chosen.emit()
+
+    def _fit(self) -> None:
+        rows = min(max(self.topLevelItemCount(), 1), _MOST_ROWS)
+        row = max(self.sizeHintForRow(0), self.fontMetrics().height() + 4)
+        self.setFixedHeight(self.header().sizeHint().height() + rows * row + 6)
 
 
 class ImportForm(QWidget):

@@ -49,9 +49,11 @@ def label_at(layer: Any, event: Any) -> int:
     """The label under the mouse; 0: none.
 
     Args:
-        layer: a Labels layer.
+        layer: a Labels layer; one that is hidden has labels in the 2D view only.
         event: of the mouse, as a viewer's callbacks get it.
     """
+    if not layer.visible:  # napari knows nothing of it
+        return _hidden_label_at(layer, event)
     value = layer.get_value(
         event.position,
         view_direction=event.view_direction,
@@ -60,6 +62,14 @@ def label_at(layer: Any, event: Any) -> int:
     )
     value = value[-1] if isinstance(value, tuple) else value  # of a pyramid
     return int(value or 0)
+
+
+def _hidden_label_at(layer: Any, event: Any) -> int:
+    if layer.multiscale or len(event.dims_displayed) == 3:
+        return 0
+    place = tuple(np.round(layer.world_to_data(event.position)).astype(int))
+    inside = all(0 <= at < size for at, size in zip(place, layer.data.shape, strict=True))
+    return int(np.asarray(layer.data[place])) if inside else 0
 
 
 def click_listener(clicked: Callable[[Any], None]) -> Callable[[Any, Any], Iterator[None]]:

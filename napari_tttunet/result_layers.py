@@ -237,6 +237,12 @@ def _set_data(layer: Any, data: np.ndarray) -> None:
 # Accepting
 
 
+def is_result(layer: Any) -> bool:
+    """Whether a model made these labels; others are a person's own, whatever is done here."""
+    own = layer.metadata.get("tttunet")
+    return bool(isinstance(own, dict) and own.get("model"))
+
+
 def is_accepted(layer: Any) -> bool:
     """Whether a person said that these labels are right."""
     own = layer.metadata.get("tttunet")
@@ -253,6 +259,14 @@ def accept(layer: Any, accepted: bool = True) -> None:
 
 
 # While it runs
+
+_PREVIEW = "preview"
+
+
+def is_preview(layer: Any) -> bool:
+    """Whether a layer shows what a running segmentation has found so far."""
+    own = layer.metadata.get("tttunet")
+    return bool(isinstance(own, dict) and own.get("shows") == _PREVIEW)
 
 
 class PreviewLayer:
@@ -310,7 +324,7 @@ class PreviewLayer:
         steps = np.array(self._steps, float)
         arguments = self._grid.arguments()
         arguments |= self._grid.transform.regrid(steps, (steps - 1) / 2).arguments()
-        arguments["metadata"] = {}
+        arguments["metadata"] = {"tttunet": {"shows": _PREVIEW}}
         self.layer = Labels(np.zeros(self._shape, dtype), **arguments, name=self._name, opacity=0.4)
         self.layer.editable = False
         chosen = viewer.layers.selection.active

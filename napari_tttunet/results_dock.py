@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Image, Labels
-from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication, QWidget
 
 from napari_tttunet.axes import data_shape, parse_axes
+from napari_tttunet.dock_work import Cleanup, delayed, weakly
 from napari_tttunet.layers import real_viewer
 from napari_tttunet.measure import Plan, axes_of_labels, channels_under, plan_measurement
 from napari_tttunet.object_places import click_listener, go_to, label_at, row_of_label
 from napari_tttunet.object_table import number_text
+from napari_tttunet.result_layers import is_preview
+from napari_tttunet.results_comparison import is_comparison, is_covered
 from napari_tttunet.results_form import ResultsForm
-from napari_tttunet.scores_view import is_comparison
 from napari_tttunet.session import session
 from napari_tttunet.settings import Settings
 from tttunet.engine.messages import Cancelled, Done, Progress, Queued, Started
@@ -56,10 +57,9 @@ class ResultsDock(QWidget):
         self._busy_choosing = False
         #: Outlives the widget: whoever still calls can ask it.
         self._state: dict[str, Any] = {"closed": False, "job": None}
-        self._timer = QTimer(self)
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(_PAUSE)
-        self._timer.timeout.connect(self._measure_if_changed)
+        self._timer = delayed(self, _PAUSE, self._measure_if_changed)
+        self._cleanup = Cleanup(self)
+        self._of_layer, self._of_names = Cleanup(), Cleanup()
         self.form = ResultsForm(self._viewer, self._settings, self)
         self._connect()
         self._list_layers()
@@ -86,26 +86,27 @@ class ResultsDock(QWidget):
         form.show_all.clicked.connect(partial(form.histogram.choose, None))
         layers = self._viewer.layers
         for event in (layers.events.inserted, layers.events.removed, layers.events.reordered):
-            event.connect(self._list_layers)
-        layers.selection.events.active.connect(self._on_active)
-        reference = weakref.ref(self)  # the viewer shall not keep the dock alive
-        on_drag = click_listener(lambda event: _click(reference(), event))
-        self._viewer.mouse_drag_callbacks.append(on_drag)
-        self.destroyed.connect(partial(_shut, self._state, self._viewer, on_drag))
+            self._cleanup.connect(event, self._list_layers)
+        self._cleanup.connect(layers.selection.events.active, self._on_active)
+        callbacks = self._viewer.mouse_drag_callbacks
+        on_drag = click_listener(weakly(self._clicked))
+        callbacks.append(on_drag)
+        self._cleanup.add(partial(_take_out, callbacks, on_drag))
+        self._cleanup.add(self._of_layer.close)
+        self._cleanup.add(self._of_names.close)
+        self._cleanup.add(partial(_shut, self._state))
 
     # Which labels
 
     def _list_layers(self, event: Any = None) -> None:
-        if self._state["closed"]:
-            return
         self._layers = [
             layer
             for layer in self._viewer.layers
-            if isinstance(layer, Labels) and not is_comparison(layer)
+            if isinstance(layer, Labels) and not is_comparison(layer) and not is_preview(layer)
         ]
+        self._of_names.close()
         for layer in self._viewer.layers:
-            # Connecting twice does nothing.
-            layer.events.name.connect(self._list_layers)
+            self._of_names.connect(layer.events.name, self._list_layers)
         self.form.fill(self.form.labels, [layer.name for layer in self._layers])
         if self._layer not in self._layers:
             self._follow(self._layers[-1] if self._layers else None)
@@ -115,7 +116,7 @@ class ResultsDock(QWidget):
 
     def _on_active(self, event: Any = None) -> None:
         active = self._viewer.layers.selection.active
-        if not self._state["closed"] and active in self._layers and active is not self._layer:
+        if active in self._layers and active is not self._layer:
             self._follow(active)
 
     def _on_labels(self, index: int) -> None:
@@ -123,15 +124,14 @@ class ResultsDock(QWidget):
             self._follow(self._layers[index])
 
     def _follow(self, layer: Any) -> None:
-        if self._layer is not None:
-            self._listen_to(self._layer, False)
+        self._of_layer.close()
         self.cancel()
         self._layer, self._known = layer, None
         self.form.settle()
         self.form.export.name = "" if layer is None else layer.name
         self._show_table(None)
         if layer is not None:
-            self._listen_to(layer, True)
+            self._listen_to(layer)
             try:
                 axes = axes_of_labels(layer, self._viewer.dims.axis_labels)
             except TTTUNetError as error:
@@ -142,7 +142,7 @@ class ResultsDock(QWidget):
             self._list_images()
         self._on_what()
 
-    def _listen_to(self, layer: Any, on: bool) -> None:
+    def _listen_to(self, layer: Any) -> None:
         events = layer.events
         pairs = [(getattr(events, name), self._on_moved) for name in _PLACE_EVENTS]
         pairs += [(event, self._on_changed) for event in (events.data, events.paint)]
@@ -150,10 +150,7 @@ class ResultsDock(QWidget):
         pairs.append((events.set_data, self._on_drawn))
         pairs.append((events.selected_label, self._on_selected_label))
         for event, callback in pairs:
-            if on:
-                event.connect(callback)
-            else:
-                event.disconnect(callback)
+            self._of_layer.connect(event, callback)
 
     def _mark_layer(self) -> None:
         index = self._layers.index(self._layer) if self._layer in self._layers else -1
@@ -232,7 +229,7 @@ class ResultsDock(QWidget):
     # When labels change
 
     def _on_changed(self, event: Any = None) -> None:
-        if self._state["closed"] or self._layer is None:
+        if self._layer is None:
             return
         self.form.scores.labels_changed(self._layer)
         if self._small():
@@ -241,12 +238,11 @@ class ResultsDock(QWidget):
             self.form.summary.setText("The labels have changed since: press Refresh.")
 
     def _on_moved(self, event: Any = None) -> None:
-        if not self._state["closed"]:
-            self.form.scores.list_truths()
-            self._on_changed()
+        self.form.scores.list_truths()
+        self._on_changed()
 
     def _on_drawn(self, event: Any = None) -> None:
-        if not self._state["closed"] and self._layer is not None and self._small():
+        if self._layer is not None and self._small():
             self._timer.start()
 
     def _measure_if_changed(self) -> None:
@@ -445,7 +441,7 @@ class ResultsDock(QWidget):
     def _on_selected_label(self, event: Any = None) -> None:
         """Go to the row of the label that is selected in the layer."""
         table = self.table
-        if self._state["closed"] or self._busy_choosing or table is None or self._layer is None:
+        if self._busy_choosing or table is None or self._layer is None:
             return
         row = row_of_label(self._viewer, self._layer, table, self._layer.selected_label)
         self.form.view.choose(row)
@@ -454,7 +450,7 @@ class ResultsDock(QWidget):
         """A click on the canvas, which is not painting or drawing, chooses the object there."""
         layer, active = self._layer, self._viewer.layers.selection.active
         painting = active is not None and str(getattr(active, "mode", "pan_zoom")) != "pan_zoom"
-        if self._state["closed"] or layer is None or not layer.visible or painting:
+        if layer is None or painting or not (layer.visible or is_covered(layer)):
             return
         label = label_at(layer, event)
         if label:
@@ -469,19 +465,17 @@ class ResultsDock(QWidget):
 # What outlives the dock
 
 
-def _click(dock: ResultsDock | None, event: Any) -> None:
-    if dock is not None:
-        dock._clicked(event)
-
-
 def _stop(state: dict[str, Any]) -> None:
     if state["job"] is not None:
         state["job"].cancel()
         state["job"] = None
 
 
-def _shut(state: dict[str, Any], viewer: Any, on_drag: Any, *_: Any) -> None:
+def _shut(state: dict[str, Any]) -> None:
     state["closed"] = True
     _stop(state)
-    if on_drag in viewer.mouse_drag_callbacks:
-        viewer.mouse_drag_callbacks.remove(on_drag)
+
+
+def _take_out(callbacks: list[Any], callback: Any) -> None:
+    if callback in callbacks:
+        callbacks.remove(callback)

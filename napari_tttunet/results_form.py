@@ -138,7 +138,7 @@ class ResultsForm(Scrolling):
 
     def _objects(self) -> QVBoxLayout:
         self.view = ObjectView()
-        self.view.setMinimumHeight(180)
+        self.view.setMinimumHeight(120)  # with the rest, it fits into a window of 900 pixels
         layout = QVBoxLayout()
         layout.addWidget(self.view)
         return layout

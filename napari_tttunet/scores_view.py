@@ -7,9 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 from napari.layers import Labels
-from napari.utils.colormaps import DirectLabelColormap
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import (
     QComboBox,
@@ -32,8 +30,8 @@ from napari_tttunet.comparison import (
     object_scores,
     pair_of,
 )
-from napari_tttunet.geometry import Transform
 from napari_tttunet.measure import channels_under
+from napari_tttunet.results_comparison import ComparisonLayers, is_comparison
 from napari_tttunet.session import session
 from napari_tttunet.settings import Settings
 from napari_tttunet.widgets import explain
@@ -41,7 +39,6 @@ from tttunet.engine.messages import Cancelled, Done, Progress, Started
 from tttunet.errors import TTTUNetError
 from tttunet.measuring.agreement import DIFFERENT, FALSE, MATCHED, MISSED
 
-_KIND = "comparison"
 _LEGEND = {
     "instance": {
         MATCHED: "matched",
@@ -57,12 +54,8 @@ _LEGEND = {
     },
 }
 _MOST_CLASSES = 20
-
-
-def is_comparison(layer: Any) -> bool:
-    """Whether a layer was made here, so that nobody takes it for objects."""
-    own = layer.metadata.get("tttunet") if isinstance(layer.metadata, dict) else None
-    return isinstance(own, dict) and own.get("kind") == _KIND
+#: Of scores side by side.
+_COLUMNS = 3
 
 
 class ScoresView(QWidget):
@@ -83,7 +76,7 @@ class ScoresView(QWidget):
         self._running: dict[str, Any] = {"jobs": {}, "closed": False}
         self._results: dict[str, dict[str, Any]] = {}
         self._compared: tuple[Any, Any, str] | None = None
-        self._edited: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._comparisons = ComparisonLayers(viewer)
         self._number = 0
         self.destroyed.connect(partial(_shut, self._running))
         self._build()
@@ -277,35 +270,8 @@ class ScoresView(QWidget):
         self.note.setText("As the labels are now:")
         self._enable()
         if layer in self._viewer.layers:
-            self._put(layer, truth, self._results[task]["painted"], task)
-
-    def _put(self, layer: Any, truth: Any, painted: np.ndarray, task: str) -> None:
-        """Show the comparison; one that was shown before is replaced unless it was edited."""
-        own = {"kind": _KIND, "of": layer.name, "truth": truth.name, "axes": self._axes}
-        for shown in self._viewer.layers:
-            same = is_comparison(shown) and shown.metadata["tttunet"].get("of") == layer.name
-            if same and shown not in self._edited and shown.data.shape == painted.shape:
-                for name, value in Transform.of(layer).arguments().items():
-                    setattr(shown, name, value)
-                shown.metadata["tttunet"] = own | {"task": task}
-                shown.data, shown.visible = painted, True
-                return
-        active = self._viewer.layers.selection.active
-        colours: dict[Any, Any] = {None: (0, 0, 0, 0), 0: (0, 0, 0, 0), **COLOURS}
-        added = self._viewer.add_labels(
-            painted,
-            name=f"{layer.name}: comparison",
-            colormap=DirectLabelColormap(color_dict=colours),
-            opacity=0.6,
-            units=layer.units,
-            axis_labels=layer.axis_labels,
-            metadata={"tttunet": own | {"task": task}},
-            **Transform.of(layer).arguments(),
-        )
-        edited, shown = self._edited, weakref.ref(added)
-        added.events.paint.connect(lambda _: edited.add(shown()), ref=False)
-        # Who looks at objects goes on looking at them.
-        self._viewer.layers.selection.active = active
+            painted = self._results[task]["painted"]
+            self._comparisons.show(layer, truth, painted, self._axes, task)
 
     # Showing
 
@@ -313,6 +279,7 @@ class ScoresView(QWidget):
         while (item := self.grid.takeAt(0)) is not None:
             if (widget := item.widget()) is not None:
                 widget.hide()
+                widget.setParent(None)  # nobody shall find it until Qt deletes it
                 widget.deleteLater()
         self.note.clear()
         self.legend.clear()
@@ -324,15 +291,16 @@ class ScoresView(QWidget):
             label = QLabel(f"{name} <b>{number}</b>")
             label.setObjectName(f"results_score_{name.lower().replace(' ', '_')}")
             label.setToolTip(tip)
-            self.grid.addWidget(label, *divmod(position, 2))
+            self.grid.addWidget(label, *divmod(position, _COLUMNS))
         if len(scores.rows) > _MOST_CLASSES:
             more = QLabel(f"and {len(scores.rows) - _MOST_CLASSES} more classes")
-            self.grid.addWidget(more, self.grid.rowCount(), 0, 1, 2)
+            self.grid.addWidget(more, self.grid.rowCount(), 0, 1, _COLUMNS)
         parts = []
         for kind, words in _LEGEND[task].items():
             count = f"{scores.counts[kind]} " if kind in scores.counts else ""
-            parts.append(f"<span style='color:{COLOURS[kind]}'>\u25a0</span>&nbsp;{count}{words}")
-        self.legend.setText("<br>".join(parts))
+            text = f"{count}{words}".replace(" ", "&nbsp;")
+            parts.append(f"<span style='color:{COLOURS[kind]}'>\u25a0</span>&nbsp;{text}")
+        self.legend.setText(" &nbsp; ".join(parts))
 
     def _enable(self) -> None:
         ready = self._truth() is not None

@@ -18,13 +18,13 @@ from napari_tttunet.dock_work import (
 from napari_tttunet.keys import DockKeys, Objects, look_at, odd_first
 from napari_tttunet.layers import layer_array, real_viewer
 from napari_tttunet.model_card import summary_html
-from napari_tttunet.result_layers import accept, is_accepted
+from napari_tttunet.result_layers import accept, is_accepted, is_preview, is_result
 from napari_tttunet.segment_image import ImageChoice
 from napari_tttunet.segment_run import Choices, Finished, SegmentRun, chosen_parts
 from napari_tttunet.segment_view import ALL_IS_SEEN, SegmentView
 from napari_tttunet.session import session
 from napari_tttunet.settings import Settings
-from napari_tttunet.widgets import Scrolling, duration, memory, show_text
+from napari_tttunet.widgets import Scrolling, duration, memory, roughly, show_text
 from tttunet.engine import messages
 from tttunet.errors import ImageError, TTTUNetError
 
@@ -180,7 +180,7 @@ class SegmentDock(QWidget):
         from napari.layers import Labels
 
         active = self.viewer.layers.selection.active
-        if isinstance(active, Labels):
+        if isinstance(active, Labels) and not is_preview(active):
             self.labels = active
         self._show_state()
 
@@ -196,7 +196,7 @@ class SegmentDock(QWidget):
         view.show_running(self.run.running, ready)
         file = _file(image.layer)
         view.copy_command.setEnabled(ready and bool(file))
-        view.show_labels(self.labels)
+        view.show_labels(self._checked)
         if self.run.running:
             return
         if image.layer is None:
@@ -276,7 +276,7 @@ class SegmentDock(QWidget):
         need = event.result
         text = f"Needs about {memory(need['bytes'])} of memory"
         if need["seconds"] is not None:
-            text += f" and about {duration(need['seconds'])}"
+            text += f" and {roughly(need['seconds'])}"
         if need["tiles"] > 1:
             text += f" ({need['tiles']} tiles)"
         if not need["fits"]:
@@ -393,16 +393,22 @@ class SegmentDock(QWidget):
             "It segments the whole image, not the chosen region." if partly else "",
         )
 
+    @property
+    def _checked(self) -> Any:
+        """The labels that are looked at; None while others are on their way."""
+        return None if self.run.running else self.labels
+
     def accept_labels(self) -> None:
-        """Mark the labels as right, or take that back."""
-        if self.labels is not None and self.labels in self.viewer.layers:
-            accept(self.labels, not is_accepted(self.labels))
+        """Mark the labels as right, or take that back; only labels that a model made."""
+        layer = self._checked
+        if layer is not None and layer in self.viewer.layers and is_result(layer):
+            accept(layer, not is_accepted(layer))
             self._show_state()
 
     def toggle_labels(self) -> None:
         """Show or hide the labels."""
-        if self.labels is not None:
-            self.labels.visible = not self.labels.visible
+        if self._checked is not None:
+            self._checked.visible = not self._checked.visible
 
     def next_object(self) -> None:
         """Go to the next object to check, those of odd size first."""
@@ -413,7 +419,7 @@ class SegmentDock(QWidget):
         self._step(-1)
 
     def _step(self, by: int) -> None:
-        layer = self.labels
+        layer = self._checked
         if layer is None or layer.multiscale:
             return
         if self._objects is not None and self._objects[0] is layer.data:
@@ -429,7 +435,7 @@ class SegmentDock(QWidget):
         self._go(by)
 
     def _go(self, by: int) -> None:
-        layer = self.labels
+        layer = self._checked
         if self._objects is None or layer is None or self._objects[0] is not layer.data:
             return
         objects = self._objects[1]

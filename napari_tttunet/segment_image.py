@@ -7,11 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QLabel, QLineEdit, QToolButton, QWidget
+from qtpy.QtWidgets import QLabel, QLineEdit, QWidget
 
 from napari_tttunet.axes import data_shape, guess_axes, parse_axes
 from napari_tttunet.dock_work import Cleanup
-from napari_tttunet.widgets import combo_box, explain, form_layout, side_by_side, text_label
+from napari_tttunet.widgets import (
+    combo_box,
+    explain,
+    form_layout,
+    side_by_side,
+    small_button,
+    text_label,
+)
 from tttunet.errors import ImageError
 
 _ALL = "All channels"
@@ -56,14 +63,13 @@ class ImageChoice(QWidget):
             "The image to segment. It follows the selected layer until you choose one here.",
         )
         self.image.activated.connect(self._pick)
-        self.pin = explain(
-            QToolButton(),
+        self.pin = small_button(
+            "Pin",
             "pin_image",
             "Pinned: keep this image whatever layer is selected. "
             "Not pinned: follow the selected layer.",
+            checkable=True,
         )
-        self.pin.setText("Pin")
-        self.pin.setCheckable(True)
         self.pin.toggled.connect(self._follow)
         form.addRow("Image", side_by_side(self.image, self.pin))
         self.axes_text = explain(

@@ -11,12 +11,11 @@ from qtpy.QtWidgets import (
     QHBoxLayout,
     QLabel,
     QPushButton,
-    QToolButton,
     QVBoxLayout,
     QWidget,
 )
 
-from napari_tttunet.result_layers import is_accepted
+from napari_tttunet.result_layers import is_accepted, is_result
 from napari_tttunet.segment_image import ImageChoice
 from napari_tttunet.segment_options import MoreOptions, ThresholdSliders
 from napari_tttunet.settings import Settings
@@ -30,6 +29,7 @@ from napari_tttunet.widgets import (
     form_layout,
     show_text,
     side_by_side,
+    small_button,
     text_label,
 )
 
@@ -113,12 +113,15 @@ class SegmentView(QWidget):
     def _model_form(self) -> QFormLayout:
         form = form_layout()
         self.model = combo_box("model", "The model that finds the objects")
-        self.card_button = explain(
-            QToolButton(), "model_info", "Show what this model was trained on, and how good it is"
+        self.card_button = small_button(
+            "Card",
+            "model_info",
+            "Show what this model was trained on, and how good it is",
+            checkable=True,
         )
-        self.card_button.setText("i")
-        self.card_button.setCheckable(True)
         form.addRow("Model", side_by_side(self.model, self.card_button))
+        self.title = text_label("model_title", "What the model is for")
+        form.addRow(self.title)
         self.dimensions = text_label(
             "dimensions", "Whether slices are segmented one by one or together"
         )
@@ -198,8 +201,8 @@ class SegmentView(QWidget):
         """Offer the models of the library; damaged ones are shown, but cannot be chosen."""
         self.model.clear()
         for entry in entries:
-            title = entry.get("title") or entry["name"]
-            self.model.addItem(f"{entry['name']} ({title})", entry["name"])
+            dim = f" ({entry['dim']}D)" if entry["dim"] else ""
+            self.model.addItem(entry["name"] + dim, entry["name"])
             if entry["error"] is not None:
                 item = self.model.model().item(self.model.count() - 1)  # type: ignore[attr-defined]
                 item.setEnabled(False)
@@ -207,6 +210,7 @@ class SegmentView(QWidget):
 
     def show_model(self, entry: Mapping[str, Any], card: str) -> None:
         self.card.setText(card)
+        show_text(self.title, str(entry.get("title") or ""))
         self.model.setToolTip(card or "The model that finds the objects")
         self.card_button.setEnabled(bool(card))
         self.adjust.setVisible(entry.get("task") == "instance")
@@ -251,6 +255,8 @@ class SegmentView(QWidget):
         self.thresholds.setEnabled(not running)
 
     def show_labels(self, labels: Any) -> None:
+        """Offer to look at labels, and to accept them if a model made them; None: nothing."""
         self.checking.setVisible(labels is not None)
         if labels is not None:
+            self.accept.setEnabled(is_result(labels))
             self.accept.setText("Accepted" if is_accepted(labels) else "Accept")

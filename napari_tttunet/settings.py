@@ -36,7 +36,10 @@ Value = TypeVar("Value")
 def settings_file() -> Path:
     """Where the settings are kept."""
     named = os.environ.get(FILE_VARIABLE)
-    return Path(named) if named else Path(platformdirs.user_config_dir("tttunet")) / "napari.json"
+    if named:
+        return Path(named)
+    # Beside the models on Windows, where a folder per author would come between otherwise.
+    return Path(platformdirs.user_config_dir("tttunet", appauthor=False)) / "napari.json"
 
 
 class Settings:

@@ -20,7 +20,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_tttunet.background import Outcome, run_steps
+from napari_tttunet.dock_work import Background
 from napari_tttunet.object_table import ObjectModel
 from napari_tttunet.settings import Settings
 from tttunet.errors import TTTUNetError
@@ -45,8 +45,7 @@ class TableExport(QWidget):
         super().__init__()
         self._objects, self._settings = objects, settings
         self.name = ""
-        self._state = {"closed": False}
-        self.destroyed.connect(partial(self._state.update, closed=True))
+        self._background = Background(self)
         self.save = QPushButton("Save table ...")
         self.save.setObjectName("results_save")
         self.save.setToolTip("Write the rows shown to a CSV file, for spreadsheets and R or Python")
@@ -102,32 +101,27 @@ class TableExport(QWidget):
             return
         self.problem.emit("", "")
         self._say("Writing ...")
-        run_steps(function(self._objects.table, order), listener)
+        steps = function(self._objects.table, order)
+        self._background.run_steps(steps, listener, self._failed)
 
     def _say(self, words: str) -> None:
         self.outcome.setText(words)
         self.outcome.setVisible(bool(words))
 
-    def _on_saved(self, outcome: Outcome) -> None:
-        if self._succeeded(outcome):
-            path, count = outcome[0]
-            self._say(f"{count} rows saved to {path}")
+    def _on_saved(self, saved: tuple[Path, int]) -> None:
+        path, count = saved
+        self._say(f"{count} rows saved to {path}")
 
-    def _on_copied(self, outcome: Outcome) -> None:
-        if self._succeeded(outcome):
-            text, count = outcome[0]
-            data = QMimeData()
-            data.setData("text/plain", text)  # as text, Qt would convert many megabytes here
-            QApplication.clipboard().setMimeData(data)
-            self._say(f"{count} rows copied: paste them into a spreadsheet")
+    def _on_copied(self, copied: tuple[bytes, int]) -> None:
+        text, count = copied
+        data = QMimeData()
+        data.setData("text/plain", text)  # as text, Qt would convert many megabytes here
+        QApplication.clipboard().setMimeData(data)
+        self._say(f"{count} rows copied: paste them into a spreadsheet")
 
-    def _succeeded(self, outcome: Outcome) -> bool:
-        """Tells what went wrong, if something did and there is somebody to tell."""
-        error = outcome[1]
-        if error is not None and not self._state["closed"]:
-            self._say("")
-            self.problem.emit(str(error), "" if isinstance(error, TTTUNetError) else repr(error))
-        return error is None and not self._state["closed"]
+    def _failed(self, error: Exception) -> None:
+        self._say("")
+        self.problem.emit(str(error), "" if isinstance(error, TTTUNetError) else repr(error))
 
 
 def _save(

@@ -49,6 +49,12 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def roughly(seconds: float) -> str:
+    """`about 9 s` or `less than 1 s`, on one line where the text around it is broken."""
+    about = "about " if seconds >= 1 else ""
+    return about + duration(seconds).replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def memory(size: float) -> str:
     """`40 MB` or `1.5 GB`."""
     return f"{size / 1e9:.1f} GB" if size >= 0.95e9 else f"{max(size / 1e6, 1):.0f} MB"
@@ -103,6 +109,7 @@ def combo_box(name: str, tooltip: str, choices: Iterable[tuple[str, Any]] = ()) 
     combo: QComboBox = explain(QComboBox(), name, tooltip)
     combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
     combo.setMinimumContentsLength(12)
+    combo.setSizePolicy(_POLICY.Expanding, _POLICY.Fixed)
     for text, data in choices:
         combo.addItem(text, data)
     return combo
@@ -133,6 +140,14 @@ def side_by_side(*widgets: QWidget, stretch: int = 1) -> QHBoxLayout:
     for place, widget in enumerate(widgets):
         row.addWidget(widget, 0 if place else stretch)
     return row
+
+
+def small_button(text: str, name: str, tooltip: str, checkable: bool = False) -> QPushButton:
+    """A button beside a control, just as wide as its text; napari draws tool buttons as text."""
+    button: QPushButton = explain(QPushButton(text), name, tooltip)
+    button.setCheckable(checkable)
+    button.setFixedWidth(button.fontMetrics().horizontalAdvance(text) + 20)
+    return button
 
 
 def button_grid(buttons: Sequence[QPushButton]) -> QGridLayout:

@@ -33,7 +33,7 @@ def batch(
     The file is saved by the batch panel of the viewer, or written by hand:
 
     \b
-    inputs: [plate1/, "plate2/*.tif"]
+    inputs: \\[plate1/, "plate2/*.tif"]
     model: nuclei
     output: results/
     table: true

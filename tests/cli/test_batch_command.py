@@ -53,6 +53,17 @@ def test_batch_is_run_and_gone_on_with(run: Run, tmp_path: Path, batch_file: Pat
     assert ran.out == ""
 
 
+def test_the_example_in_the_help_is_a_batch_file(run: Run, tmp_path: Path):
+    from tttunet.engine.batch import Batch
+
+    lines = [line.strip() for line in run("batch", "--help").out.splitlines()]
+    start = next(i for i, line in enumerate(lines) if line.startswith("inputs:"))
+    (tmp_path / "help.yaml").write_text("\n".join(lines[start : start + 5]))
+    assert [Path(path).name for path in Batch.read(tmp_path / "help.yaml").inputs] == [
+        *("plate1", "*.tif")
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -98,6 +98,11 @@ def preview(dock: Any) -> str:
     return dock.form.preview.text().replace("\u200b", "")
 
 
+def shown(dock: Any) -> list[str]:
+    """What the table says about each file."""
+    return [dock.table.index(row, 1).data() for row in range(len(dock.table.rows))]
+
+
 def states(dock: Any) -> dict[str, str]:
     return {Path(row.path).stem: row.state for row in dock.table.rows}
 
@@ -161,6 +166,35 @@ def test_one_broken_file_does_not_stop_the_rest(viewer: Any, dock: Any, qtbot: A
     click(qtbot, dock, "batch_start")
     qtbot.waitUntil(lambda: dock.table.count("skipped") == 4, timeout=PATIENCE)
     wait_for_end(qtbot, dock)
+
+
+def test_names_alone_are_beside_the_images(
+    dock: Any, qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Neither the folder of the window nor that of the worker counts."""
+    from qtpy.QtCore import Qt
+
+    for name in NAMES[:2]:
+        crop(name, tmp_path / "plate" / f"{name}.png", 64)
+    monkeypatch.chdir(tmp_path)
+    output = widget(dock, "batch_output")
+    qtbot.keyClicks(output, "found/here")
+    add(qtbot, dock, Path("plate"), 2)
+    assert output.text() == str(tmp_path / "plate" / "found" / "here")
+    output.selectAll()
+    qtbot.keyClicks(output, "found")
+    assert dock.plan()["output"] == str(tmp_path / "plate" / "found") + "/"
+    assert dock.plan()["inputs"] == [str(tmp_path / "plate")]
+    qtbot.keyClick(output, Qt.Key.Key_Return)
+    assert output.text() == str(tmp_path / "plate" / "found")
+    monkeypatch.chdir("/")
+    click(qtbot, dock, "batch_start")
+    qtbot.waitUntil(lambda: "working" in shown(dock), timeout=PATIENCE)
+    wait_for_end(qtbot, dock)
+    assert set(states(dock).values()) == {"done"}
+    assert {p.name for p in (tmp_path / "plate" / "found").iterdir()} == {
+        f"{name}_labels.ome.tif" for name in NAMES[:2]
+    }
 
 
 def test_cancel_and_resume(make_dock: Any, qtbot: Any, tmp_path: Path):

@@ -272,6 +272,18 @@ def test_download(dock: Any, qtbot: Any, own: Path, library: Path, tmp_path: Pat
         assert (library / "mine" / "model.json").is_file()
 
 
+def test_a_card_has_the_words_of_people(dock: Any):
+    text = dock.panel.card.toPlainText()
+    for words in ("images learned from", "On images held back", "all images: ", "F1 0.8762"):
+        assert words in text, words
+    for raw in ("train images", "val", "iou50", "pooled"):
+        assert raw not in text.split(), raw
+    shown = dock.panel.list
+    rows = shown.topLevelItemCount()
+    below = shown.viewport().height() - rows * shown.sizeHintForRow(0)
+    assert 0 <= below < 12, "neither cut off nor empty"
+
+
 def test_nothing_of_a_card_is_taken_for_html():
     nasty = "<script>alert(1)</script><img src='http://x'>"
     card = {

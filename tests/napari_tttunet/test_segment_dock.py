@@ -14,6 +14,8 @@ import pytest
 
 pytest.importorskip("napari")
 
+from qtpy.QtCore import Qt
+
 from napari_tttunet import sample_data
 from napari_tttunet.geometry import Transform
 from segmenting import PATIENCE, Dock, add_sample, same_place
@@ -58,6 +60,38 @@ def test_cancel_in_the_middle_leaves_the_old_labels(viewer: Any, dock: Dock) -> 
     np.testing.assert_array_equal(labels.data, before)
     assert len(viewer.layers) == 2, "no preview is left"
     assert dock.find("segment").isVisible()
+
+
+def test_nothing_is_accepted_that_no_model_made(viewer: Any, dock: Dock, qtbot: Any) -> None:
+    image, truth = viewer.open_sample("napari-tttunet", "fluorescence")
+    names = [layer.name for layer in viewer.layers]
+    canvas = viewer.window._qt_viewer.canvas.native
+    viewer.layers.selection.active = truth
+    assert dock.find("next_object").isVisible()
+    assert not dock.find("accept").isEnabled()
+    qtbot.keyClick(canvas, Qt.Key.Key_K)
+    assert dock.names() == names
+    # While a result is on its way there is nothing to check.
+    dock.find("tile").setValue(64)
+    dock.find("mirror").setChecked(True)
+    viewer.layers.selection.active = image
+    dock.start()
+    dock.until(lambda: any("preview" in name for name in dock.names()))
+    (preview,) = (layer for layer in viewer.layers if "preview" in layer.name)
+    for layer in (preview, truth):
+        viewer.layers.selection.active = layer
+        assert not dock.find("accept").isVisible()
+        visible = layer.visible
+        for key in (Qt.Key.Key_K, Qt.Key.Key_H, Qt.Key.Key_N):
+            qtbot.keyClick(canvas, key)
+        assert layer.visible == visible
+    assert dock.widget.run.running, "else nothing was shown"
+    assert dock.names() == [*names, preview.name]
+    assert dock.labels() is truth, "a preview is not looked at"
+    dock.until(lambda: not dock.widget.run.running)
+    assert dock.labels() not in (preview, truth)
+    qtbot.keyClick(canvas, Qt.Key.Key_K)
+    assert dock.labels().name.endswith("\N{CHECK MARK}")
 
 
 def test_a_rerun_replaces_its_own_layer_and_keeps_an_edited_one(viewer: Any, dock: Dock) -> None:
@@ -305,6 +339,8 @@ def test_the_model_is_explained_and_the_device_named(viewer: Any, dock: Dock) ->
     card = dock.find("model").toolTip()
     for text in ("Trained on", "Licence", "CC0-1.0", "Scores", "fluorescence"):
         assert text in card
+    assert dock.find("model").currentText() == "nuclei (2D)"
+    assert dock.find("model_title").text() == "Nuclei in microscopy, 2D"
     dock.click("model_info")
     assert dock.find("model_card").isVisible()
     dock.until(lambda: "Will run on" in dock.find("device_used").text())

@@ -134,6 +134,22 @@ def test_the_last_change_is_saved_when_python_ends(file: Path) -> None:
     assert Settings(file).get("a", 0) == 7
 
 
+def test_windows_has_one_folder_for_settings_and_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    import platformdirs
+    from platformdirs.windows import Windows
+
+    from tttunet.models.library import FOLDER_VARIABLE as MODELS
+    from tttunet.models.library import user_folder
+
+    for name in (FILE_VARIABLE, MODELS):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LOCALAPPDATA", "/C/Local")
+    monkeypatch.setattr(platformdirs, "PlatformDirs", Windows)
+    assert settings_file().parent == user_folder().parent
+    assert settings_file().parent.name == "tttunet"
+    assert settings_file().parent.parent.name == "Local"
+
+
 def test_place_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(FILE_VARIABLE, raising=False)
     assert settings_file().name == "napari.json"

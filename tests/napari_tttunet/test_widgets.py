@@ -17,6 +17,7 @@ from napari_tttunet.widgets import (
     ProgressLine,
     Scrolling,
     plain_hint,
+    roughly,
 )
 from tttunet.errors import ImageError
 
@@ -71,6 +72,12 @@ def test_a_fold_is_remembered(qtbot: Any, tmp_path: Any) -> None:
     assert not first.content.isHidden()
     assert not fold().content.isHidden()
     settings.save()
+
+
+def test_roughly_how_long_is_one_word() -> None:
+    assert roughly(0.2) == "less\u00a0than\u00a01\u00a0s"
+    assert roughly(4.3) == "about 4\u00a0s"
+    assert roughly(200) == "about 3\u00a0min\u00a020\u00a0s"
 
 
 def test_hints_name_no_options() -> None:
