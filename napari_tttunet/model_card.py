@@ -26,6 +26,10 @@ _NAMES = {
     "dice_mean": "mean Dice",
     "foreground_dice": "Dice of all objects together",
 }
+_OVERLAP = (
+    "F1, precision and recall count an object as found if it and the true one share at least half "
+    "of all their pixels (IoU 0.5); mean AP is the mean from 0.5 to 0.95."
+)
 #: More of a value's text is cut off: a card is read by people.
 _LONGEST = 4000
 
@@ -45,8 +49,10 @@ def card_html(model: Mapping[str, Any]) -> str:
     if card.get("data"):
         sources = "".join(_source(one) for one in card["data"])
         parts.append(f"<h4>Trained on</h4><ul>{sources}</ul>")
-    parts.append(_section("Training", _rows(_plain(card.get("training")))))
-    parts.append(_section("Scores", _scores(card.get("scores") or {})))
+    parts.append(_section("Training", _rows(_plain(_training(card.get("training"))))))
+    scores = card.get("scores") or {}
+    note = _paragraph(_OVERLAP) if "_iou50" in str(scores) else ""
+    parts.append(_section("Scores", _scores(scores) + note))
     parts.append(_section("Keep in mind", _paragraph(card.get("limitations"))))
     parts.append(_section("File", _rows(_file(model))))
     return "".join(parts)
@@ -134,6 +140,13 @@ def _source(source: Mapping[str, Any]) -> str:
     licence = f" ({_text(source['licence'])})" if source.get("licence") else ""
     where = f"<br><small>{_text(source['source'])}</small>" if source.get("source") else ""
     return f"<li>{_text(source.get('title', ''))}{licence}{where}</li>"
+
+
+def _training(values: Any) -> Any:
+    """Scores have a precision, too, which is something else."""
+    if not isinstance(values, Mapping):
+        return values
+    return {"arithmetic" if name == "precision" else name: v for name, v in values.items()}
 
 
 def _plain(values: Any) -> list[tuple[str, str]]:

@@ -298,8 +298,8 @@ class ScoresView(QWidget):
         parts = []
         for kind, words in _LEGEND[task].items():
             count = f"{scores.counts[kind]} " if kind in scores.counts else ""
-            text = f"{count}{words}".replace(" ", "&nbsp;")
-            parts.append(f"<span style='color:{COLOURS[kind]}'>\u25a0</span>&nbsp;{text}")
+            square = f"<span style='color:{COLOURS[kind]}'>\u25a0</span>"
+            parts.append(f"<nobr>{square} {count}{words}</nobr>")
         self.legend.setText(" &nbsp; ".join(parts))
 
     def _enable(self) -> None:

@@ -274,9 +274,9 @@ class SegmentDock(QWidget):
         if not isinstance(event, messages.Done):
             return
         need = event.result
-        text = f"Needs about {memory(need['bytes'])} of memory"
+        text = f"Needs about {memory(need['bytes'])}"
         if need["seconds"] is not None:
-            text += f" and {roughly(need['seconds'])}"
+            text += f" and {roughly(need['seconds']).removeprefix('about ')}"
         if need["tiles"] > 1:
             text += f" ({need['tiles']} tiles)"
         if not need["fits"]:

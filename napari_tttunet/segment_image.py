@@ -57,7 +57,7 @@ class ImageChoice(QWidget):
         self._list_layers()
 
     def _build(self) -> None:
-        form = form_layout(self)
+        self.form = form = form_layout(self)
         self.image = combo_box(
             "image",
             "The image to segment. It follows the selected layer until you choose one here.",

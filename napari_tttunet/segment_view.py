@@ -23,6 +23,7 @@ from napari_tttunet.widgets import (
     FoldingSection,
     MessageLabel,
     ProgressLine,
+    align_labels,
     choose,
     combo_box,
     explain,
@@ -66,14 +67,16 @@ class SegmentView(QWidget):
         layout = QVBoxLayout(self)
         layout.setContentsMargins(8, 8, 8, 8)
         layout.addWidget(image)
-        layout.addLayout(self._model_form())
+        model, where = self._model_form(), self._where_form()
+        self._forms = [image.form, model, where]
+        layout.addLayout(model)
         self.card = explain(QLabel(), "model_card", "What to know about this model")
         self.card.setWordWrap(True)
         self.card.setTextFormat(Qt.TextFormat.RichText)
         self.card.hide()
         self.card_button.toggled.connect(self.card.setVisible)
         layout.addWidget(self.card)
-        layout.addLayout(self._where_form())
+        layout.addLayout(where)
         layout.addWidget(
             FoldingSection(
                 "More options",
@@ -83,7 +86,7 @@ class SegmentView(QWidget):
                 "segment.more_options",
             )
         )
-        self.need = text_label("need", "What will be needed, before you begin")
+        self.need = text_label("need", "The memory and the time that it will take")
         layout.addWidget(self.need)
         layout.addLayout(self._buttons())
         layout.addWidget(self.progress)
@@ -185,6 +188,11 @@ class SegmentView(QWidget):
             button.setToolTip(_TIPS[name] + text(name))
         key = text("segment_view").replace("Key:", "Key for what you see now:")
         self.segment.setToolTip(_TIPS["segment_view"] + key)
+
+    def showEvent(self, event: Any) -> None:  # noqa: N802 (Qt's name)
+        super().showEvent(event)
+        # Not before: napari's style has a font of its own.
+        align_labels(self._forms)
 
     # State
 

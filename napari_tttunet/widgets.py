@@ -133,6 +133,16 @@ def form_layout(parent: QWidget | None = None, indent: int = 0) -> QFormLayout:
     return form
 
 
+def align_labels(forms: Iterable[QFormLayout]) -> None:
+    """Controls of forms that are below each other begin at the same place."""
+    role = QFormLayout.ItemRole.LabelRole
+    items = [form.itemAt(row, role) for form in forms for row in range(form.rowCount())]
+    labels = [label for item in items if item is not None and (label := item.widget())]
+    width = max(label.sizeHint().width() for label in labels)
+    for label in labels:
+        label.setMinimumWidth(width)
+
+
 def side_by_side(*widgets: QWidget, stretch: int = 1) -> QHBoxLayout:
     """A row without margins; the first widget gets the spare width."""
     row = QHBoxLayout()

@@ -221,12 +221,11 @@ def results(stage: Stage) -> None:
 
 
 def results_compared(stage: Stage) -> None:
-    found, labels = stage.measured()
+    found, _ = stage.measured()
     before = len(stage.viewer.layers)
     stage.click(found, "results_scores")
     stage.click(found, "results_compare")
     stage.until(lambda: len(stage.viewer.layers) > before, "the comparison")
-    labels.visible = False
     stage.pause(DRAWN)
     bar = found.form.verticalScrollBar()
     bar.setValue(bar.maximum())

@@ -136,15 +136,15 @@ def test_the_last_change_is_saved_when_python_ends(file: Path) -> None:
 
 def test_windows_has_one_folder_for_settings_and_models(monkeypatch: pytest.MonkeyPatch) -> None:
     import platformdirs
-    from platformdirs.windows import Windows
+    from platformdirs import windows
 
     from tttunet.models.library import FOLDER_VARIABLE as MODELS
     from tttunet.models.library import user_folder
 
     for name in (FILE_VARIABLE, MODELS):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("LOCALAPPDATA", "/C/Local")
-    monkeypatch.setattr(platformdirs, "PlatformDirs", Windows)
+    monkeypatch.setattr(windows, "get_win_folder", lambda _: "/C/Local")
+    monkeypatch.setattr(platformdirs, "PlatformDirs", windows.Windows)
     assert settings_file().parent == user_folder().parent
     assert settings_file().parent.name == "tttunet"
     assert settings_file().parent.parent.name == "Local"
