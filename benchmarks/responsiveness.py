@@ -257,6 +257,7 @@ def batch(stage: Stage) -> Callable[[], None]:
 
     def act() -> None:
         dock.clear()
+        stage.until(lambda: not dock.table.rows)
         dock.form.output.setText(str(stage.folder / f"labels_{next(turn)}"))
         dock.add_inputs([str(path) for path in paths])
         stage.until(lambda: len(dock.table.rows) == len(paths))

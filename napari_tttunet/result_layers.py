@@ -24,6 +24,9 @@ TICK = " \N{CHECK MARK}"
 PREVIEW_PIXELS = 2048
 #: There is no preview of more pixels than this.
 LARGEST_PREVIEW = 2**28
+#: Seconds from the beginning in which no preview is shown: napari takes longer to add and remove a
+#: layer than a small image takes to be segmented.
+PREVIEW_AFTER = 1.0
 #: Seconds between two drawings of a preview.
 _REDRAW_EVERY = 0.25
 
@@ -276,12 +279,16 @@ class PreviewLayer:
         viewer: napari's viewer.
         grid: of what is segmented.
         name: of the layer.
+        after: seconds from now on in which it is not shown yet.
     """
 
-    def __init__(self, viewer: Any, grid: LabelGrid, name: str) -> None:
+    def __init__(
+        self, viewer: Any, grid: LabelGrid, name: str, after: float = PREVIEW_AFTER
+    ) -> None:
         self._viewer, self._grid, self._name = weakref.ref(viewer), grid, name
         self.layer: Any = None
-        self._drawn = -math.inf
+        self._data: np.ndarray | None = None
+        self._from, self._drawn = time.monotonic() + after, -math.inf
         self._steps = [
             math.ceil(size / PREVIEW_PIXELS) if letter in "YX" else 1
             for letter, size in zip(grid.axes, grid.shape, strict=True)
@@ -296,11 +303,11 @@ class PreviewLayer:
         viewer = self._viewer()
         if self._closed or viewer is None:
             return
-        if self.layer is None:
-            self._add(viewer, labels.dtype)
-        elif self.layer not in viewer.layers:  # the user does not want to see it
-            self._closed = True
+        if self.layer is not None and self.layer not in viewer.layers:
+            self._closed = True  # the user does not want to see it
             return
+        if self._data is None:
+            self._data = np.zeros(self._shape, labels.dtype)
         thick = self._grid.axes.find("C")
         if thick >= 0:
             labels = np.expand_dims(labels, thick)
@@ -312,13 +319,16 @@ class PreviewLayer:
             source.append(slice(first * step - start, None, step))
         part = labels[tuple(source)]
         if part.size:
-            self.layer.data[tuple(target)] = part
+            self._data[tuple(target)] = part
         now = time.monotonic()
-        if now - self._drawn >= _REDRAW_EVERY:
+        if self.layer is None:
+            if now >= self._from:
+                self._add(viewer)
+        elif now - self._drawn >= _REDRAW_EVERY:
             self.layer.refresh()
             self._drawn = time.monotonic()
 
-    def _add(self, viewer: Any, dtype: Any) -> None:
+    def _add(self, viewer: Any) -> None:
         from napari.layers import Labels
 
         steps = np.array(self._steps, float)
@@ -327,6 +337,7 @@ class PreviewLayer:
         arguments["metadata"] = {"tttunet": {"shows": _PREVIEW}}
         self.layer = Labels(np.zeros(self._shape, dtype), **arguments, name=self._name, opacity=0.4)
         self.layer.editable = False
+        self._data = self.layer.data
         chosen = viewer.layers.selection.active
         viewer.layers.append(self.layer)
         if chosen is not None:

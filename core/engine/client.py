@@ -8,10 +8,10 @@ Only the standard library, numpy and appose are needed here, so that 3D Slicer's
 it. Nothing here waits for the worker but `Job.wait` and, for some seconds, `Engine.close`.
 
 Jobs. `segment`, `evaluate` and `measure` take arrays, `decode` changes the thresholds of the last
-segmentation without the network, `finetune` shows what the model becomes on a view. All others are
-`request(message)`, see `messages`: `Hello` (starts the worker early), `Estimate`, `Train`,
-`Evaluate` (files), `Batch`, `ListModels`, `AddModel`, `RemoveModel`, `ExportModel`,
-`DownloadModel`.
+segmentation without the network, `review` says where its labels are doubtful, `finetune` shows what
+the model becomes on a view. All others are `request(message)`, see `messages`: `Hello` (starts the
+worker early), `Estimate`, `Train`, `Evaluate` (files), `Batch`, `ListModels`, `AddModel`,
+`RemoveModel`, `ExportModel`, `DownloadModel`.
 
 Events. `on_event(job, event)` hears `Queued`, `Started`, `Progress` (`fraction` of a `stage`,
 `eta`), `Log`, `Preview` (finished tiles), `Metric` (training), `FileStatus` (batch), and last
@@ -197,6 +197,20 @@ class Engine:
             return messages.Decode(str(folder / "labels.npy"), dict(decoding), maps_id)
 
         return self.submit(Job("decode", prepare, _collect_arrays, on_event))
+
+    def review(self, labels: Any, maps_id: str = "", on_event: OnEvent | None = None) -> Job:
+        """Rank the places of labels of the last segmentation, perhaps corrected since.
+
+        `Done.result["places"]` has the most doubtful first: `kind`, `label`, `doubt`, and `centre`
+        and `bounds` in pixels of the labels.
+        """
+
+        def prepare(folder: Path, cancelled: Callable[[], bool]) -> messages.Message:
+            exchange.write_array(folder / "labels.npy", labels, cancelled)
+            return messages.Review(str(folder / "labels.npy"), maps_id)
+
+        size = math.prod(labels.shape) * np.dtype(labels.dtype).itemsize
+        return self.submit(Job("review", prepare, None, on_event, size))
 
     def evaluate(
         self,

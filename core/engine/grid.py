@@ -49,6 +49,17 @@ class Grid:
         order = [n + rest.index(letter) for letter in self.kept]
         return array, array.squeeze(dropped).transpose([*range(n), *order])
 
+    def arranged(self, array: np.ndarray) -> np.ndarray:
+        """An array with the client's axes, seen on the grid of the image."""
+        dropped = tuple(i for i, letter in enumerate(self.axes) if letter not in self.kept)
+        rest = "".join(letter for letter in self.axes if letter in self.kept)
+        return array.squeeze(dropped).transpose([rest.index(letter) for letter in self.kept])
+
+    def point(self, at: Sequence[float]) -> tuple[float, ...]:
+        """A point with the client's axes from one on the grid of the image."""
+        found = dict(zip(self.kept, at, strict=True))
+        return tuple(found.get(letter, 0.0) for letter in self.axes)
+
     def bounds(self, place: Sequence[slice]) -> tuple[tuple[int, int], ...]:
         """[start, stop) per axis of the client from a place on the grid of the image."""
         found = {

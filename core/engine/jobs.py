@@ -91,6 +91,12 @@ def _decode(request: messages.Decode, reporter: Reporter) -> dict[str, Any]:
     return run_decode(request, reporter, _last_maps)
 
 
+def _review(request: messages.Review, reporter: Reporter) -> dict[str, Any]:
+    from tttunet.engine.segmenting import run_review
+
+    return run_review(request, reporter, _last_maps)
+
+
 def _estimate(request: messages.Estimate, _reporter: Reporter) -> dict[str, Any]:
     from tttunet.engine.segmenting import run_estimate
 
@@ -286,6 +292,7 @@ _HANDLERS: dict[str, Callable[[Any, Reporter], dict[str, Any]]] = {
     "hello": _hello,
     "segment": _segment,
     "decode": _decode,
+    "review": _review,
     "estimate": _estimate,
     "train": _train,
     "finetune": _finetune,

@@ -179,6 +179,21 @@ class Decode(Message, kind="decode"):
 
 
 @dataclass(frozen=True)
+class Review(Message, kind="review"):
+    """Where to look first in labels made by the last `Segment`; see `tttunet.inference.review`.
+
+    Attributes:
+        labels: the .npy file of the labels, with the axes of that result.
+        maps_id: as for `Decode`.
+        count: at most so many places are returned.
+    """
+
+    labels: str
+    maps_id: str = ""
+    count: int = 500
+
+
+@dataclass(frozen=True)
 class Estimate(Message, kind="estimate"):
     """What a `Segment` would need; nothing is computed."""
 

@@ -20,7 +20,9 @@ FIRST_STEPS, FURTHER_STEPS, MOST_STEPS = 120, 20, 400
 NEW_HEAD, FROM_SCRATCH = 1.5, 5.0
 #: Learning rates of weights that know something and of fresh ones: at 1e-3, a network that knew
 #: something forgot more on the way than it learnt.
-KNOWN_RATE, FRESH_RATE = 3e-4, 1e-3
+KNOWN_RATE, FRESH_RATE = 5e-4, 1e-3
+#: Highest `InstanceDecoding.confidence` of a model that was fine-tuned.
+CONFIDENCE = 0.7
 VALIDATIONS = 8
 PATIENCE = 4
 
@@ -76,6 +78,20 @@ def choose_settings(
     length = settings["steps"] or steps
     settings.setdefault("validate_every", max(5, length // VALIDATIONS))
     return TrainConfig(**settings)
+
+
+def with_low_confidence(config: ModelConfig) -> ModelConfig:
+    """The model with a threshold that does not drop what it has only begun to learn.
+
+    The threshold of a model is chosen when it has seen much. A network that has seen some tens of
+    examples of a new kind finds them, but at a lower probability.
+    """
+    rules = config.plan.decoding
+    if rules is None or rules.confidence <= CONFIDENCE:
+        return config
+    rules = rules.model_copy(update={"confidence": CONFIDENCE})
+    plan = config.plan.model_copy(update={"decoding": rules})
+    return config.model_copy(update={"plan": plan})
 
 
 def _augmentation(config: ModelConfig, patch: tuple[int, ...]) -> AugmentConfig:

@@ -17,7 +17,7 @@ from tttunet.inference.allocator import tune_allocator
 from tttunet.models.model import Model, load_model
 from tttunet.training.config import TrainConfig
 from tttunet.training.dataset import Task
-from tttunet.training.defaults import choose_settings
+from tttunet.training.defaults import choose_settings, with_low_confidence
 from tttunet.training.heldout_scores import Tally, interval, summary, tally
 from tttunet.training.holdout import hold_out
 from tttunet.training.prepare import PreparedCase
@@ -166,6 +166,7 @@ def finetune(
         remove_previous(folder)
         plan.start.save(folder / MODEL_FOLDER, overwrite=True)
         _write(folder / RECORD_NAME, plan.record)
+    plan.start.config = with_low_confidence(plan.start.config)
     # Of a new head nothing is expected before it has learnt something.
     baseline = None if before is None else 0.0 if plan.new_head else _merit(before)
     trainer = Trainer(

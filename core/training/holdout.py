@@ -25,7 +25,7 @@ def hold_out(
 
     From `WHOLE_IMAGES` images (or groups) on, whole ones are held out. Of fewer, every sample is
     cut across the longest side of what is labelled, and an object belongs to one side with all its
-    pixels.
+    pixels; samples that are too small for that are held out whole.
 
     Args:
         samples: with labels that may be incomplete.
@@ -40,7 +40,8 @@ def hold_out(
     rng = np.random.default_rng(seed)
     origins = sorted({sample.origin for sample in samples})
     if len(origins) >= WHOLE_IMAGES:
-        return _whole_images(samples, origins, task, rng, share)
+        by_origin = [[s for s in samples if s.origin == origin] for origin in origins]
+        return _whole(by_origin, task, rng, share)
     train, val = [], []
     for sample in samples:
         held = _cut(sample.labels, task, rng, share)
@@ -49,28 +50,26 @@ def hold_out(
             continue
         train.append(replace(sample, labels=np.where(held, IGNORE, sample.labels)))
         val.append(replace(sample, labels=np.where(held, sample.labels, IGNORE)))
+    if not val and len(samples) > 1:
+        # Objects far apart, one in every sample.
+        return _whole([[sample] for sample in samples], task, rng, share)
     return train, val
 
 
-def _whole_images(
-    samples: Sequence[Sample],
-    origins: list[str],
-    task: Task,
-    rng: np.random.Generator,
-    share: float,
+def _whole(
+    parts: list[list[Sample]], task: Task, rng: np.random.Generator, share: float
 ) -> tuple[list[Sample], list[Sample]]:
-    """The first draw that leaves both sides foreground and the training every class."""
-    count = max(1, round(share * len(origins)))
-    wanted = _classes(samples, task)
+    """The first draw of whole parts that leaves both sides foreground, the training every class."""
+    count = max(1, round(share * len(parts)))
+    everything = [sample for part in parts for sample in part]
+    wanted = _classes(everything, task)
     for _ in range(_TRIES):
-        held = set(rng.permutation(origins)[:count].tolist())
-        train = [sample for sample in samples if sample.origin not in held]
-        val = [sample for sample in samples if sample.origin in held]
+        held = set(rng.permutation(len(parts))[:count].tolist())
+        val = [sample for i in sorted(held) for sample in parts[i]]
+        train = [sample for i, part in enumerate(parts) if i not in held for sample in part]
         if _classes(train, task) >= wanted and _classes(val, task):
-            break
-    else:
-        return list(samples), []
-    return train, val
+            return train, val
+    return everything, []
 
 
 def _classes(samples: Sequence[Sample], task: Task) -> set[int]:

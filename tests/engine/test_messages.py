@@ -25,6 +25,7 @@ EXAMPLES = [
     Partial(((0, 1), (3, 9)), "preview.npy"),
     messages.Hello(),
     messages.Decode("out.npy", {"foreground": 0.4}),
+    messages.Review("l.npy", "id", 5),
     messages.Estimate((3, 4), "YX", "nuclei"),
     messages.Train("data", "run", {"steps": 3}),
     messages.Finetune(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -148,7 +149,7 @@ def test_accepted_labels_belong_to_the_person(viewer: Any) -> None:
 
 def test_a_preview_comes_and_goes(viewer: Any) -> None:
     image = image_in(viewer, (3, 2, 20, 30))
-    preview = PreviewLayer(viewer, label_grid(image, "TCYX"), "preview")
+    preview = PreviewLayer(viewer, label_grid(image, "TCYX"), "preview", after=0)
     assert len(viewer.layers) == 1
     viewer.layers.selection.active = image
     preview.paste(((1, 2), (5, 10), (0, 30)), np.ones((1, 5, 30), np.uint8))
@@ -160,9 +161,19 @@ def test_a_preview_comes_and_goes(viewer: Any) -> None:
     assert list(viewer.layers) == [image]
 
 
+def test_the_first_tiles_wait_for_the_preview(viewer: Any) -> None:
+    image = image_in(viewer)
+    preview = PreviewLayer(viewer, label_grid(image, "YX"), "preview", after=0.3)
+    preview.paste(((0, 5), (0, 5)), np.ones((5, 5), np.uint8))
+    assert list(viewer.layers) == [image]
+    time.sleep(0.3)
+    preview.paste(((5, 6), (0, 5)), np.ones((1, 5), np.uint8))
+    assert preview.layer.data.sum() == 30
+
+
 def test_a_preview_that_is_removed_stays_away(viewer: Any) -> None:
     image = image_in(viewer)
-    preview = PreviewLayer(viewer, label_grid(image, "YX"), "preview")
+    preview = PreviewLayer(viewer, label_grid(image, "YX"), "preview", after=0)
     part = ((0, 5), (0, 5)), np.ones((5, 5), np.uint8)
     preview.paste(*part)
     viewer.layers.remove(preview.layer)
@@ -173,7 +184,7 @@ def test_a_preview_that_is_removed_stays_away(viewer: Any) -> None:
 def test_a_large_preview_is_coarse_and_in_place(viewer: Any) -> None:
     size = 2 * PREVIEW_PIXELS + 1
     image = viewer.add_image(np.zeros((size, 40), np.uint8), scale=(0.5, 0.5))
-    preview = PreviewLayer(viewer, label_grid(image, "YX"), "preview")
+    preview = PreviewLayer(viewer, label_grid(image, "YX"), "preview", after=0)
     preview.paste(((100, 400), (0, 40)), np.ones((300, 40), np.uint8))
     data = preview.layer.data
     assert data.shape == (math.ceil(size / 3), 40)

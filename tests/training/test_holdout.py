@@ -87,6 +87,17 @@ def test_too_little_to_hold_out():
     assert hold_out([few], "semantic") == ([few], [])
 
 
+def test_objects_far_apart():
+    samples = []
+    for number in range(1, 9):
+        labels = np.full((20, 20), IGNORE, np.int32)
+        labels[4:16, 4:16], labels[6:14, 6:14] = 0, number
+        samples.append(Sample(f"z{number}", np.zeros((1, 20, 20)), labels, group="one image"))
+    train, val = hold_out(samples, "instance")
+    assert (len(train), len(val)) == (6, 2)
+    assert {s.name for s in train} | {s.name for s in val} == {s.name for s in samples}
+
+
 def test_the_training_keeps_every_class():
     labels = np.zeros((40, 80), np.int32)
     labels[10:30, 2:10], labels[10:30, 30:75] = 1, 2  # class 1 at one end only
