@@ -335,7 +335,7 @@ class PreviewLayer:
         arguments = self._grid.arguments()
         arguments |= self._grid.transform.regrid(steps, (steps - 1) / 2).arguments()
         arguments["metadata"] = {"tttunet": {"shows": _PREVIEW}}
-        self.layer = Labels(np.zeros(self._shape, dtype), **arguments, name=self._name, opacity=0.4)
+        self.layer = Labels(self._data, **arguments, name=self._name, opacity=0.4)
         self.layer.editable = False
         self._data = self.layer.data
         chosen = viewer.layers.selection.active
