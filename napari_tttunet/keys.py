@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -76,41 +75,6 @@ def _pressed(action: Callable[[], object]) -> Callable[[Any], None]:
         action()
 
     return pressed
-
-
-@dataclass(frozen=True, eq=False)
-class Objects:
-    """Objects in the order in which they should be looked at.
-
-    Attributes:
-        numbers: [n], of the labels.
-        centres: [n, axes], in pixels.
-        sizes: [n], in pixels.
-    """
-
-    numbers: np.ndarray
-    centres: np.ndarray
-    sizes: np.ndarray
-
-
-def odd_first(labels: np.ndarray) -> Objects:
-    """Objects whose size differs most from the usual first; not for the window's thread.
-
-    Args:
-        labels: integers, 0 is background.
-    """
-    places = np.nonzero(labels)
-    numbers, inverse = np.unique(labels[places], return_inverse=True)
-    sizes = np.bincount(inverse, minlength=len(numbers))
-    centres = np.stack(
-        [np.bincount(inverse, along, len(numbers)) / np.maximum(sizes, 1) for along in places],
-        axis=1,
-    )
-    if not len(numbers):
-        return Objects(numbers, centres, sizes)
-    oddness = np.abs(np.log(sizes / np.median(sizes)))
-    order = np.argsort(-oddness, kind="stable")
-    return Objects(numbers[order], centres[order], sizes[order])
 
 
 def look_at(viewer: Any, layer: Any, centre: np.ndarray) -> None:

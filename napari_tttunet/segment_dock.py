@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtGui import QGuiApplication
 from qtpy.QtWidgets import QWidget
 
+from napari_tttunet.checking import Checking
 from napari_tttunet.dock_work import (
     ActivityBar,
     Background,
@@ -15,7 +16,7 @@ from napari_tttunet.dock_work import (
     read_library,
     weakly,
 )
-from napari_tttunet.keys import DockKeys, Objects, look_at, odd_first
+from napari_tttunet.keys import DockKeys
 from napari_tttunet.layers import layer_array, real_viewer
 from napari_tttunet.model_card import summary_html
 from napari_tttunet.result_layers import accept, is_accepted, is_preview, is_result
@@ -50,14 +51,13 @@ class SegmentDock(QWidget):
         self.settings = Settings()
         self.models: list[dict[str, Any]] = []
         self.labels: Any = None
-        self._objects: tuple[Any, Objects] | None = None
-        self._at = -1
         self._estimate: Any = None
         self._activity = ActivityBar()
         self._background = Background(self)
         self._cleanup = Cleanup(self)
         self.run = SegmentRun(self.viewer)
         self._cleanup.add(self.run.close)
+        self.checking = Checking(self.viewer, self.run)
         self._cleanup.add(self.settings.save_soon)
         self._cleanup.add(self._activity.close)
         self.image = ImageChoice(self.viewer, self._cleanup)
@@ -96,6 +96,8 @@ class SegmentDock(QWidget):
         view.copy_command.clicked.connect(self.copy_command)
         view.accept.clicked.connect(self.accept_labels)
         view.next.clicked.connect(self.next_object)
+        self.checking.told.connect(self._tell_place)
+        self.checking.failed.connect(view.message.tell_error)
         view.previous.clicked.connect(self.previous_object)
         view.toggle.clicked.connect(self.toggle_labels)
         view.name_keys(self.keys.text)
@@ -337,7 +339,7 @@ class SegmentDock(QWidget):
 
     def _finished(self, done: Finished) -> None:
         self.labels = done.layer
-        self._objects, self._at = None, -1
+        self.checking.forget()
         record = done.record
         one = "object" if record["model"]["task"] == "instance" else "class"
         count = int(record["count"])
@@ -411,47 +413,15 @@ class SegmentDock(QWidget):
             self._checked.visible = not self._checked.visible
 
     def next_object(self) -> None:
-        """Go to the next object to check, those of odd size first."""
-        self._step(1)
+        """Go to the next object to check, the most doubtful first."""
+        self.checking.step(self._checked, 1)
+
+    def _tell_place(self, text: str) -> None:
+        show_text(self.view.result, text)
 
     def previous_object(self) -> None:
         """Go back to the object before."""
-        self._step(-1)
-
-    def _step(self, by: int) -> None:
-        layer = self._checked
-        if layer is None or layer.multiscale:
-            return
-        if self._objects is not None and self._objects[0] is layer.data:
-            self._go(by)
-            return
-        data = layer.data
-        tell = self.view.message.tell_error
-        self._background.run(lambda: (data, odd_first(data), by), self._ordered, tell)
-
-    def _ordered(self, found: tuple[Any, Objects, int]) -> None:
-        data, objects, by = found
-        self._objects, self._at = (data, objects), -1 if by > 0 else 0
-        self._go(by)
-
-    def _go(self, by: int) -> None:
-        layer = self._checked
-        if self._objects is None or layer is None or self._objects[0] is not layer.data:
-            return
-        objects = self._objects[1]
-        count = len(objects.numbers)
-        if not count:
-            show_text(self.view.result, "There are no objects to check.")
-            return
-        self._at = (self._at + by) % count
-        number = int(objects.numbers[self._at])
-        look_at(self.viewer, layer, objects.centres[self._at])
-        layer.selected_label = number
-        show_text(
-            self.view.result,
-            f"Object {number}: {self._at + 1} of {count} to check, "
-            f"{int(objects.sizes[self._at])} pixels",
-        )
+        self.checking.step(self._checked, -1)
 
 
 def _file(layer: Any) -> str:

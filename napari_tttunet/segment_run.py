@@ -192,6 +192,16 @@ class _Part:
             return cls(choices, number, grid, grid, bounds)
         return cls(choices, number, grid, whole, None)
 
+    @property
+    def corner(self) -> tuple[int, ...]:
+        """Where this part begins in the data of its Labels layer."""
+        if self.key is not None:
+            return (0,) * len(self.grid.axes)
+        return tuple(
+            0 if letter == "C" else start
+            for letter, (start, _) in zip(self.grid.axes, self.grid.bounds, strict=True)
+        )
+
 
 class SegmentRun(QObject):
     """Runs one segmentation at a time for one viewer, and decodes it again on request.
@@ -237,6 +247,24 @@ class SegmentRun(QObject):
     def can_decode(self) -> bool:
         """Whether `decode` can change the last result."""
         return self._last is not None and bool(self._last[1].get("maps_id"))
+
+    def source_of(self, layer: Any) -> tuple[_Part, str, np.ndarray] | None:
+        """What the labels of a layer were made from, if the worker may still have the maps.
+
+        Returns:
+            The part, the number of the maps, and the labels there with the engine's axes.
+        """
+        own = layer.metadata.get("tttunet") or {}
+        if not self.can_decode or self._token is not None or self._last is None:
+            return None
+        part, record = self._last
+        if own.get("maps_id") != record["maps_id"]:
+            return None
+        corner = part.corner
+        inside = tuple(slice(a, a + n) for a, n in zip(corner, part.grid.shape, strict=True))
+        labels = np.asarray(layer.data[inside])
+        thick = part.grid.axes.find("C")
+        return part, record["maps_id"], labels.squeeze(thick) if thick >= 0 else labels
 
     def start(self, choices: Choices) -> None:
         """Begin.

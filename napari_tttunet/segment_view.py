@@ -40,7 +40,7 @@ _PLANES = (("All slices and frames", "all"), ("Only this slice", "current"))
 ALL_IS_SEEN = "In the 3D view, all of the image counts as seen."
 _TIPS = {
     "accept": "Mark these labels as right: they get a tick and are never replaced.",
-    "next_object": "Go to the next object to check; those of unusual size come first.",
+    "next_object": "Go to the next place to check: the most doubtful objects and gaps come first.",
     "previous_object": "Go back to the object before.",
     "toggle_labels": "Show or hide the labels.",
     "segment_view": "Find the objects in the image.",
