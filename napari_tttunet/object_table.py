@@ -192,8 +192,7 @@ class ObjectView(QTableView):
         """Positions in the table of the rows that are selected, from top to bottom."""
         chosen = np.zeros(len(self.objects.order), bool)
         selection = self.selectionModel().selection()  # `selectedRows` takes long for 100 000
-        for i in range(selection.count()):
-            part = selection.at(i)
+        for part in selection:  # type: ignore[attr-defined]  # Qt for Python can
             chosen[part.top() : part.bottom() + 1] = True
         return self.objects.order[chosen]
 

@@ -6,7 +6,6 @@ import weakref
 from typing import Any
 
 import numpy as np
-from napari.utils.colormaps import DirectLabelColormap
 
 from napari_tttunet.comparison import COLOURS
 from napari_tttunet.geometry import Transform
@@ -63,6 +62,8 @@ class ComparisonLayers:
         shown.visible = True
 
     def _add(self, layer: Any, painted: np.ndarray, own: dict[str, Any]) -> Any:
+        from napari.utils.colormaps import DirectLabelColormap
+
         active = self._viewer.layers.selection.active
         colours: dict[Any, Any] = {None: (0, 0, 0, 0), 0: (0, 0, 0, 0), **COLOURS}
         added = self._viewer.add_labels(

@@ -55,7 +55,7 @@ _LEGEND = {
 }
 _MOST_CLASSES = 20
 #: Of scores side by side.
-_COLUMNS = 3
+_COLUMNS = 2
 
 
 class ScoresView(QWidget):

@@ -123,7 +123,8 @@ def test_keys_pressed_in_the_window(viewer: Any, qtbot: Any) -> None:
     viewer.window.add_dock_widget(dock)
     data = np.zeros((60, 60), np.int32)
     data[2:6, 2:6], data[20:24, 20:24], data[40:59, 40:59] = 1, 2, 3
-    labels = viewer.add_labels(data, name="cells")
+    own = {"model": {"name": "nuclei"}}
+    labels = viewer.add_labels(data, name="cells", metadata={"tttunet": own})
     canvas = viewer.window._qt_viewer.canvas.native
     canvas.setFocus()
 
