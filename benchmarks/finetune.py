@@ -138,8 +138,12 @@ class Benchmark:
             earlier = [s for s in self.nuclei if s.modality != modality]
             old = to_cases(earlier, model.config) if keeps_task else []
             cases = to_cases(test[: self.options.test], model.config) if keeps_task else []
-            known = tally(model, old).headline() if old else None
-            before = headline(name, tally(model, cases)) if cases else None
+            same = [row for row in self.rows() if (row["arm"], row["set"]) == (arm, name)]
+            if same:
+                known, before = same[0]["known_before"], same[0]["before"]
+            else:
+                known = tally(model, old).headline() if old else None
+                before = headline(name, tally(model, cases)) if cases else None
             for k, seed in left:
                 row = self._one(start, name, task, images, test, classes, k, seed)
                 tuned: Model = row.pop("model")
