@@ -196,9 +196,9 @@ def _entries_of_model(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile
     replay = [
         e
         for e in entries
-        if (name := PurePosixPath(e.filename)).parent == folder
+        if PurePosixPath(e.filename).parent == folder
         and not e.is_dir()
-        and _REPLAY_FILE.fullmatch(name.name)
+        and _REPLAY_FILE.fullmatch(PurePosixPath(e.filename).name)
     ]
     for parts, limit in (
         (cards, LARGEST_CARD),

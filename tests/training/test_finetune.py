@@ -261,7 +261,7 @@ def test_an_instance_model_learns_from_masks(bright, tmp_path, folder):
         task="instance",
         steps=30,
         device="cpu",
-        learning_rate=3e-3,
+        learning_rate=1e-2,
         options=FAST,
     )
     assert result.model.config.task == "instance"
