@@ -12,6 +12,9 @@ images, which nothing was chosen on. Sets:
 Forgetting is the change of F1 at IoU 0.5 on validation images of dsb2018, `--forgetting` of them
 (all modalities; without the one that is learnt).
 
+Every run is added to `runs/rows.jsonl` and to the result when it ends, and is not repeated when
+the script is started again with the same folder. The result lists what was not run.
+
     python benchmarks/finetune.py DATA runs --quick
     python benchmarks/finetune.py DATA runs --train-without histology_purple --minutes 60
     python benchmarks/finetune.py DATA runs --trained runs/without-histology_purple/ttt/model \\
@@ -22,12 +25,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from record import write_result
 
 from tttunet.models.model import Model, load_model
@@ -80,7 +85,7 @@ class Benchmark:
         every = max(1, len(val) // options.forgetting)
         self.nuclei = val[::every]
 
-    def sets(self, model: str) -> list[tuple[str, str, list[Sample], list[Sample], dict[int, str]]]:
+    def sets(self) -> list[tuple[str, str, list[Sample], list[Sample], dict[int, str]]]:
         """Name, task, images to correct, images to test on, and classes."""
         found = []
         for name in self.options.sets:
@@ -99,32 +104,61 @@ class Benchmark:
             found.append((name, SETS[name], train_, test, data.classes))
         return found
 
-    def run(self, start: str, arm: str) -> list[dict[str, Any]]:
-        rows = []
+    @property
+    def _record(self) -> Path:
+        return self.output / "rows.jsonl"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All runs that ended."""
+        if not self._record.is_file():
+            return []
+        return [json.loads(line) for line in self._record.read_text().splitlines()]
+
+    def save(self) -> None:
+        """Write the result as far as it goes."""
+        rows = self.rows()
+        result = {
+            "threads": torch.get_num_threads(),
+            "summary": summarise(rows),
+            "not_run": not_run(rows, self.options),
+            "runs": rows,
+        }
+        write_result("finetune_quick" if self.options.quick else "finetune", result)
+
+    def run(self, start: str, arm: str) -> None:
         model = load_model(start)
-        for name, task, images, test, classes in self.sets(start):
+        done = {_key(row) for row in self.rows()}
+        wanted = [(k, seed) for k in self.options.k for seed in self.options.seeds]
+        for name, task, images, test, classes in self.sets():
+            left = [pair for pair in wanted if (arm, name, *pair) not in done]
+            if not left:
+                continue
             keeps_task = model.config.task == task
             modality = name.partition(":")[2]
             earlier = [s for s in self.nuclei if s.modality != modality]
             old = to_cases(earlier, model.config) if keeps_task else []
             cases = to_cases(test[: self.options.test], model.config) if keeps_task else []
-            known = tally(model, old).headline() if old else None
-            before = headline(name, tally(model, cases)) if cases else None
-            for k in self.options.k:
-                for seed in self.options.seeds:
-                    row = self._one(start, name, task, images, test, classes, k, seed)
-                    tuned: Model = row.pop("model")
-                    cases = to_cases(test[: self.options.test], tuned.config)
-                    row |= {
-                        "arm": arm,
-                        "before": before,
-                        "after": headline(name, tally(tuned, cases)),
-                        "known_before": known,
-                        "known_after": tally(tuned, old).headline() if old else None,
-                    }
-                    rows.append(row)
-                    print(json.dumps(row), flush=True)
-        return rows
+            same = [row for row in self.rows() if (row["arm"], row["set"]) == (arm, name)]
+            if same:
+                known, before = same[0]["known_before"], same[0]["before"]
+            else:
+                known = tally(model, old).headline() if old else None
+                before = headline(name, tally(model, cases)) if cases else None
+            for k, seed in left:
+                row = self._one(start, name, task, images, test, classes, k, seed)
+                tuned: Model = row.pop("model")
+                cases = to_cases(test[: self.options.test], tuned.config)
+                row |= {
+                    "arm": arm,
+                    "before": before,
+                    "after": headline(name, tally(tuned, cases)),
+                    "known_before": known,
+                    "known_after": tally(tuned, old).headline() if old else None,
+                }
+                print(json.dumps(row), flush=True)
+                with self._record.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                self.save()
 
     def _one(
         self,
@@ -160,6 +194,9 @@ class Benchmark:
             "model": result.model,
             "seconds": round(time.perf_counter() - began, 1),
             "cpu_seconds": round(time.process_time() - computed, 1),
+            # Above the number of cores, other programs had a part of them.
+            "load": round(os.getloadavg()[1], 1),
+            "blend": result.settings["settings"]["blend"],
             "steps": result.model.config.card.training["steps"],
             "best_step": result.best_step,
             "held_out_before": result.before and result.before["score"],
@@ -199,6 +236,24 @@ class Benchmark:
             print(f"trained {model}")
 
 
+def _key(row: dict[str, Any]) -> tuple[str, str, int, int]:
+    return row["arm"], row["set"], row["k"], row["seed"]
+
+
+def not_run(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[str]:
+    """What is missing of the whole benchmark: 3 seeds, k = 1, 3, 5, all sets and arms."""
+    done = {_key(row) for row in rows}
+    modality = f"dsb2018:{options.modality}"
+    arms = [(options.model, name) for name in SETS] + [("ttt", modality), ("identity", modality)]
+    missing = []
+    for arm, name in arms:
+        for k in (1, 3, 5):
+            seeds = [str(seed) for seed in range(3) if (arm, name, k, seed) not in done]
+            if seeds:
+                missing.append(f"{arm} on {name}, k = {k}: seeds {', '.join(seeds)}")
+    return missing
+
+
 def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Per set, arm and k: means over seeds, and whether every seed became better."""
     table = []
@@ -212,7 +267,8 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "every_seed_better": None
             if before is None
             else all(row["after"] > before for row in chosen),
-            "seconds": float(np.mean([row["seconds"] for row in chosen])),
+            "seconds": round(float(np.mean([row["seconds"] for row in chosen])), 1),
+            "cpu_seconds": round(float(np.mean([row["cpu_seconds"] for row in chosen])), 1),
             "forgetting": None
             if known is None
             else [round(row["known_after"] - known, 4) for row in chosen],
@@ -248,15 +304,14 @@ def main() -> None:
     if options.train_without:
         benchmark.train_without(options.train_without)
         return
-    rows = benchmark.run(options.model, options.model) if options.sets else []
+    options.output.mkdir(parents=True, exist_ok=True)
+    benchmark.run(options.model, options.model)
     options.sets = [f"dsb2018:{options.modality}"]
     for start, arm in ((options.trained, "ttt"), (options.plain, "identity")):
-        rows += benchmark.run(start, arm) if start else []
-    table = summarise(rows)
-    for line in table:
+        if start:
+            benchmark.run(start, arm)
+    for line in summarise(benchmark.rows()):
         print(json.dumps(line))
-    name = "finetune_quick" if options.quick else "finetune"
-    write_result(name, {"summary": table, "runs": rows})
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """A model as one file or folder to hand on: a zip with model.json and model.safetensors.
 
-An archive comes from strangers: nothing in it is trusted before it was checked, and only the two
-files of a model are ever taken out.
+Earlier data that lies beside a model (`replay/`, see `training.replay`) goes with it. An archive
+comes from strangers: nothing in it is trusted before it was checked, and only the files of a
+model are ever taken out.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import stat
 import zipfile
@@ -19,12 +21,15 @@ from tttunet.errors import Cancelled, ModelError
 from tttunet.files import atomic_write
 from tttunet.models.card import card_text, read_config, weights_path
 from tttunet.models.config import CARD_NAME, WEIGHTS_NAME
-from tttunet.models.folder import atomic_folder, write_file
+from tttunet.models.folder import REPLAY_NAME, atomic_folder, write_file
 from tttunet.models.library import resolve
 
 #: Largest sizes of what is taken out of an archive, in bytes.
 LARGEST_CARD = 16 * 2**20
 LARGEST_WEIGHTS = 8 * 2**30
+LARGEST_REPLAY = 2**30
+#: Names of files of earlier data.
+_REPLAY_FILE = re.compile(r"[A-Za-z0-9_-]{1,80}\.(png|tif|json)")
 _MOST_ENTRIES = 1000
 _CHUNK = 2**20
 #: The same model gives the same archive, and with it the same checksum.
@@ -34,21 +39,27 @@ _ANOTHER_ARCHIVE = "Take an archive that was exported from a library of models."
 Progress = Callable[[int, int], None]
 
 
+def _nobody(done: int, total: int) -> None:
+    """Hears nothing."""
+
+
 def export_model(
     name_or_path: str | Path,
     output: str | Path,
     *,
     overwrite: bool = False,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = _nobody,
     cancel: Callable[[], bool] = lambda: False,
 ) -> Path:
     """Write a model to an archive or a folder, after its weights were checked.
+
+    Earlier data beside it goes with it: then the model can be fine-tuned elsewhere just as well.
 
     Args:
         name_or_path: as for `load_model`.
         output: the archive to write if it ends in .zip, else the model folder to make.
         overwrite: replace an archive, or a folder that holds a model.
-        progress: told bytes done and in total.
+        progress: told bytes of the weights done and in total.
         cancel: asked between chunks.
 
     Returns:
@@ -65,6 +76,7 @@ def export_model(
     assert config.weights is not None
     card = card_text(config).encode()
     expected, size = config.weights.sha256, config.weights.bytes
+    replay = _replay_files(folder)
 
     def copy_weights(target: IO[bytes]) -> None:
         with weights.open("rb") as file:
@@ -87,28 +99,47 @@ def export_model(
             entry = zipfile.ZipInfo(f"{config.name}/{WEIGHTS_NAME}", _DATE)
             with archive.open(entry, "w", force_zip64=True) as target:
                 copy_weights(target)
+            for path in replay:
+                entry = zipfile.ZipInfo(f"{config.name}/{REPLAY_NAME}/{path.name}", _DATE)
+                archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)
         return output
     with atomic_folder(output, overwrite=overwrite) as temporary:
         with (temporary / WEIGHTS_NAME).open("wb") as target:
             copy_weights(target)
+        if replay:
+            (temporary / REPLAY_NAME).mkdir()
+        for path in replay:
+            write_file(temporary / REPLAY_NAME / path.name, path.read_bytes())
         write_file(temporary / CARD_NAME, card)
     return output
+
+
+def _replay_files(folder: Path) -> list[Path]:
+    """The files of earlier data beside a model; links are left alone."""
+    replay = folder / REPLAY_NAME
+    paths = sorted(replay.iterdir()) if replay.is_dir() and not replay.is_symlink() else []
+    return [
+        path
+        for path in paths
+        if _REPLAY_FILE.fullmatch(path.name) and path.is_file() and not path.is_symlink()
+    ]
 
 
 def unpack_model(
     archive: str | Path,
     folder: str | Path,
     *,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = _nobody,
     cancel: Callable[[], bool] = lambda: False,
 ) -> Path:
     """Take the model out of an archive.
 
-    Model.json and model.safetensors lie at its top or in one folder; other files stay inside.
+    Model.json and model.safetensors lie at its top or in one folder, and earlier data in `replay`
+    beside them; other files stay inside.
 
     Args:
         archive: the zip.
-        folder: an existing folder that receives the two files.
+        folder: an existing folder that receives the files.
         progress, cancel: as for `export_model`.
 
     Returns:
@@ -122,12 +153,14 @@ def unpack_model(
     archive, folder = Path(archive), Path(folder)
     try:
         with zipfile.ZipFile(archive) as opened:
-            card, weights = _entries_of_model(opened, archive)
-            for entry, name in ((card, CARD_NAME), (weights, WEIGHTS_NAME)):
-                if entry.file_size > free_bytes(folder):
-                    raise ModelError(f"There is no space to unpack '{archive.name}'.", "Free some.")
+            chosen = _entries_of_model(opened, archive)
+            if sum(entry.file_size for entry in chosen.values()) > free_bytes(folder):
+                raise ModelError(f"There is no space to unpack '{archive.name}'.", "Free some.")
+            for name, entry in chosen.items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                told = progress if name == WEIGHTS_NAME else _nobody
                 with opened.open(entry) as source, (folder / name).open("wb") as target:
-                    _copy(source, target, entry.file_size, progress, cancel)
+                    _copy(source, target, entry.file_size, told, cancel)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ModelError(
             f"'{archive.name}' is no zip archive, or is damaged.", _ANOTHER_ARCHIVE
@@ -137,10 +170,8 @@ def unpack_model(
     return folder
 
 
-def _entries_of_model(
-    archive: zipfile.ZipFile, path: Path
-) -> tuple[zipfile.ZipInfo, zipfile.ZipInfo]:
-    """The entries of model.json and of the weights, after every entry was checked."""
+def _entries_of_model(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
+    """The entries to take out by where they go to, after every entry was checked."""
     entries = archive.infolist()
     if len(entries) > _MOST_ENTRIES:
         raise ModelError(f"'{path.name}' has {len(entries)} entries.", _ANOTHER_ARCHIVE)
@@ -161,10 +192,24 @@ def _entries_of_model(
     weights = [e for e in entries if PurePosixPath(e.filename) == place]
     if not weights:
         raise ModelError(f"'{path.name}' holds no {WEIGHTS_NAME}.", _ANOTHER_ARCHIVE)
-    for entry, limit in ((cards[0], LARGEST_CARD), (weights[0], LARGEST_WEIGHTS)):
-        if entry.file_size > limit:
-            raise ModelError(f"'{entry.filename}' in '{path.name}' is too large.", _ANOTHER_ARCHIVE)
-    return cards[0], weights[0]
+    folder = place.with_name(REPLAY_NAME)
+    replay = [
+        e
+        for e in entries
+        if PurePosixPath(e.filename).parent == folder
+        and not e.is_dir()
+        and _REPLAY_FILE.fullmatch(PurePosixPath(e.filename).name)
+    ]
+    for parts, limit in (
+        (cards, LARGEST_CARD),
+        (weights, LARGEST_WEIGHTS),
+        (replay, LARGEST_REPLAY),
+    ):
+        if sum(entry.file_size for entry in parts) > limit:
+            name = parts[0].filename
+            raise ModelError(f"'{name}' in '{path.name}' is too large.", _ANOTHER_ARCHIVE)
+    beside = {f"{REPLAY_NAME}/{PurePosixPath(e.filename).name}": e for e in replay}
+    return {CARD_NAME: cards[0], WEIGHTS_NAME: weights[0], **beside}
 
 
 def _is(entry: zipfile.ZipInfo, name: str) -> bool:

@@ -35,6 +35,8 @@ class TrainConfig(StrictModel):
         patch_size: of training patches; None: the plan's.
         parts: which weights move: `all`, `decoder` (with the heads) or `head`.
         body_rate: learning rate of everything but the heads, as a share of theirs.
+        blend: share of the trained weights in what is validated and saved; the rest is the weights
+            that the training began with. See `finetune`.
         patience: validations in a row without a better score that end the training; None: any
             number.
         augment: see `AugmentConfig`; None: nnU-Net's for the patch size.
@@ -59,5 +61,6 @@ class TrainConfig(StrictModel):
     patch_size: tuple[int, ...] | None = None
     parts: Literal["all", "decoder", "head"] = "all"
     body_rate: float = Field(1.0, gt=0, le=1)
+    blend: float = Field(1.0, gt=0, le=1)
     patience: int | None = Field(None, ge=1)
     augment: AugmentConfig | None = None

@@ -23,6 +23,8 @@ NEW_HEAD, FROM_SCRATCH = 1.5, 5.0
 KNOWN_RATE, FRESH_RATE = 5e-4, 1e-3
 #: Highest `InstanceDecoding.confidence` of a model that was fine-tuned.
 CONFIDENCE = 0.7
+#: Share of the tuned weights in the result, where the model to start from has the same heads.
+BLEND = 0.75
 VALIDATIONS = 8
 PATIENCE = 4
 
@@ -41,7 +43,8 @@ def choose_settings(
     Args:
         config: of the model to start from.
         parts: labelled parts of images.
-        new_head: its heads are fresh.
+        new_head: its heads are fresh. Then nothing is blended, whatever was chosen: the mean of
+            weights that know something and of random ones knows nothing.
         from_scratch: all of its weights are fresh.
         seed: of order and augmentation.
         chosen: fields of `TrainConfig` that the user decided.
@@ -74,6 +77,7 @@ def choose_settings(
         "workers": 0,
         "augment": _augmentation(config, patch),
         **given,
+        "blend": 1.0 if new_head or from_scratch else given.get("blend", BLEND),
     }
     length = settings["steps"] or steps
     settings.setdefault("validate_every", max(5, length // VALIDATIONS))

@@ -93,6 +93,7 @@ def finetune(
     steps: int | None = None,
     parts: str = "auto",
     learning_rate: float | None = None,
+    blend: float | None = None,
     share: float = 0.25,
     options: Mapping[str, Any] | None = None,
     device: str = "auto",
@@ -108,8 +109,12 @@ def finetune(
 
     A part of the labels is held out and never trained on (see `holdout`). The training ends when
     the score on it rises no more, and its best model is kept: the one to start from, if no other
-    is better. A sample of what the model learnt before is trained on in turn, so that it is not
-    forgotten.
+    is better.
+
+    Two things keep the model from forgetting what it learnt before: a sample of that is trained on
+    in turn, and every model that is judged, shown or kept is a mean of the tuned weights and those
+    to start from (Wortsman et al. 2022, Robust fine-tuning of zero-shot models): such a mean keeps
+    more of the old than it loses of the new.
 
     `output` receives `model/`, and `loss.png`, `history.jsonl`, `checkpoint.pt` and the settings.
     The model to start from is never changed.
@@ -129,6 +134,8 @@ def finetune(
             is given, steps by the amount of data.
         parts: which weights move: `all`, `decoder`, `head` or `auto`.
         learning_rate: initial; None: by the kind of start.
+        blend: share of the tuned weights in that mean, above 0 to 1; None: `defaults.BLEND`. A
+            new head has no weights to go back to: then it is 1.
         share: of the labels to hold out.
         options: further fields of `TrainConfig`.
         device: `auto`, `cpu`, `cuda` or `mps`.
@@ -154,6 +161,7 @@ def finetune(
     material = read_material(data, task=task, classes=dict(classes) if classes else None)
     chosen = dict(options or {})
     chosen |= {"max_minutes": max_minutes, "steps": steps, "learning_rate": learning_rate}
+    chosen |= {"blend": blend} if blend is not None else {}
     chosen["parts"] = None if parts == "auto" else parts
     name = name or (f"{parent.config.name}-tuned" if parent else material.name)
     beside = model if replay is True and isinstance(model, str | Path) else replay
@@ -211,6 +219,8 @@ def _prepare(
         kept = load_replay(beside, start.config)
     if beside and not new_head and not kept.train:
         notes.append("No earlier data lies beside the model, so it may forget some of it.")
+    if new_head and chosen.get("blend", 1) != 1:
+        notes.append("The head is new, so the weights are not blended with the earlier ones.")
     settings = choose_settings(
         start.config,
         len(train),
@@ -221,6 +231,7 @@ def _prepare(
     )
     record = {
         "parent": f"{parent.config.name} {parent.config.version}" if parent else None,
+        "start": _weights_hash(start) if parent and not new_head else None,
         "name": name,
         "seed": seed,
         "samples": [_fingerprint(sample) for sample in (*material.samples, *material.val)],
@@ -246,6 +257,13 @@ def _merit(score: Tally) -> float:
 def _fingerprint(sample: Sample) -> dict[str, str]:
     labels = np.ascontiguousarray(sample.labels, np.int32)
     return {"name": sample.name, "labels": hashlib.sha256(labels.tobytes()).hexdigest()[:16]}
+
+
+def _weights_hash(model: Model) -> str:
+    digest = hashlib.sha256()
+    for value in model.network.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _check_same(folder: Path, record: dict[str, Any]) -> None:

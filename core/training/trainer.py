@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -64,7 +65,7 @@ class Trainer:
     `loss.png` and `training.json`.
 
     Args:
-        model: what to train, with the weights to start from.
+        model: what to train, with the weights to start from; the same ones on resuming.
         train_cases, val_cases: from `training.prepare`.
         config: the recipe.
         folder: output folder.
@@ -119,6 +120,9 @@ class Trainer:
         self.fabric.launch()
         self.optimizer = _optimizer(model.network, config)
         self.average = AveragedModel(model.network, avg_fn=_average(config.ema_decay))
+        self.start = (
+            [p.detach().clone() for p in model.network.parameters()] if config.blend < 1 else []
+        )
         self.network, self.optimizer = self.fabric.setup(model.network, self.optimizer)
         self.network.mark_forward_method("forward_all")
         self.average.to(self.fabric.device)
@@ -202,8 +206,17 @@ class Trainer:
         return time.monotonic() - start
 
     def _current(self) -> Model:
-        """The averaged weights, to be used before the next step."""
-        return Model(self.average.module.eval(), self.model_config)
+        """What is judged, shown and saved: the averaged weights, blended with the first ones.
+
+        It is to be used before the next step.
+        """
+        network = self.average.module
+        if self.config.blend < 1:
+            network = deepcopy(network)
+            with torch.no_grad():
+                for value, first in zip(network.parameters(), self.start, strict=True):
+                    value.copy_(torch.lerp(first.to(value), value, self.config.blend))
+        return Model(network.eval(), self.model_config)
 
     def _agreed(self, value: Any) -> Any:
         """The first process's value, so that all processes stop at the same step."""
@@ -256,7 +269,7 @@ class Trainer:
         return self.config.learning_rate * warmup * (1 - self.progress) ** POLY_POWER
 
     def _validate(self, history: History) -> None:
-        """Score the averaged weights on whole validation images and keep the best model."""
+        """Score the weights of the moment on whole validation images and keep the best model."""
         model = self._current()
         score = float("nan")
         if self.score is not None and self.val_cases:

@@ -17,7 +17,8 @@ from tttunet.models.model import load_model
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 @pytest.mark.parametrize("output", ["out.zip", "out.ZIP", "out"])
@@ -35,6 +36,54 @@ def test_what_is_exported_comes_back_the_same(saved: Path, tmp_path: Path, outpu
         assert names == {"model.json", "model.safetensors"}
     assert files(folder) == files(saved)
     assert load_model(folder).config.name == "small"
+
+
+@pytest.fixture
+def with_replay(saved: Path) -> Path:
+    """A model with earlier data beside it, and things that are none."""
+    folder = saved / "replay"
+    folder.mkdir()
+    for name in ("replay.json", "000.png", "000_labels.tif", "notes.txt"):
+        (folder / name).write_text(name)
+    (folder / "001.png").symlink_to("/etc/hostname")
+    (folder / "more").mkdir()
+    return saved
+
+
+REPLAY = {f"replay/{name}": name.encode() for name in ("replay.json", "000.png", "000_labels.tif")}
+
+
+def test_earlier_data_goes_with_the_model(with_replay: Path, tmp_path: Path):
+    path = export_model(with_replay, tmp_path / "out.zip")
+    (tmp_path / "unpacked").mkdir()
+    told: list[tuple[int, int]] = []
+    unpack_model(path, tmp_path / "unpacked", progress=lambda *x: told.append(x))
+    size = (with_replay / "model.safetensors").stat().st_size
+    assert told[-1] == (size, size)
+    weights = {n: (with_replay / n).read_bytes() for n in ("model.json", "model.safetensors")}
+    assert files(tmp_path / "unpacked") == {**weights, **REPLAY}
+    export_model(with_replay, tmp_path / "folder")
+    assert files(tmp_path / "folder") == {**weights, **REPLAY}
+    export_model(tmp_path / "unpacked", tmp_path / "again.zip")
+    assert (tmp_path / "again.zip").read_bytes() == path.read_bytes()
+
+
+def test_only_files_of_earlier_data_are_unpacked(saved: Path, tmp_path: Path, monkeypatch):
+    strange = ("run.py", ".hidden.png", "more/000.png", "a b.png", "000.png.exe", "x.json/")
+
+    def change(archive: zipfile.ZipFile) -> None:
+        for name in strange:
+            archive.writestr(f"small/replay/{name}", "")
+        archive.writestr("replay/001.png", "of another folder")
+        archive.writestr("small/replay/000.png", "000.png")
+
+    path = rebuilt(saved, tmp_path / "a.zip", change)
+    (tmp_path / "unpacked").mkdir()
+    unpack_model(path, tmp_path / "unpacked")
+    assert files(tmp_path / "unpacked") == {**files(saved), "replay/000.png": b"000.png"}
+    monkeypatch.setattr(module, "LARGEST_REPLAY", 6)
+    with pytest.raises(ModelError, match="too large"):
+        unpack_model(path, tmp_path / "unpacked")
 
 
 def test_the_same_model_gives_the_same_archive(saved: Path, tmp_path: Path):
@@ -86,6 +135,8 @@ def link(name: str) -> zipfile.ZipInfo:
         (lambda a: a.writestr("\\evil.txt", "x"), "absolute path"),
         (lambda a: a.writestr("a\\evil.txt", "x"), "cannot be used"),
         (lambda a: a.writestr(link("small/link"), "/etc/passwd"), "is a link"),
+        (lambda a: a.writestr("small/replay/../../../evil.png", "x"), "leads out of the archive"),
+        (lambda a: a.writestr(link("small/replay/000.png"), "/etc/passwd"), "is a link"),
         (lambda a: a.writestr("other/model.json", "{}"), "several models"),
         (
             lambda a: [a.writestr(f"small/{i}", "") for i in range(1001)],

@@ -15,79 +15,12 @@ import tifffile
 import torch
 
 import tttunet
-from tiny import blobs, make_case, make_config
+from discs import FAST, partly, run, same, same_state, sample, weights
 from tttunet.errors import Cancelled, DatasetError, ModelError, OutputError
-from tttunet.models.config import DataSource
-from tttunet.models.model import Model, load_model
-from tttunet.training.checkpoint import CHECKPOINT_NAME
-from tttunet.training.config import TrainConfig
+from tttunet.models.model import load_model
 from tttunet.training.finetune import finetune
 from tttunet.training.prepare import IGNORE
-from tttunet.training.replay import make_replay
 from tttunet.training.samples import Sample
-from tttunet.training.trainer import Trainer
-
-#: Small and fast, and the same on every machine.
-FAST = {"precision": "32-true", "batch_size": 2, "warmup_steps": 2, "validate_every": 10}
-
-
-def sample(seed: int, *, dark: bool = True, shape=(64, 80), count=14) -> Sample:
-    image, labels = blobs(seed, shape, count)
-    image = image.astype(np.float32)
-    return Sample(f"image{seed}", 1 - image if dark else image, labels)
-
-
-def partly(one: Sample) -> Sample:
-    """Nobody looked at a half of it."""
-    labels = one.labels.copy()
-    labels[:, 40:] = IGNORE
-    return replace(one, labels=labels)
-
-
-@pytest.fixture(scope="session")
-def bright(tmp_path_factory) -> Path:
-    """A model that finds bright discs, with a sample of them beside it."""
-    folder = tmp_path_factory.mktemp("bright")
-    torch.manual_seed(0)
-    recipe = {"batch_size": 2, "workers": 0, "precision": "32-true", "warmup_steps": 10}
-    config = TrainConfig(steps=150, learning_rate=4e-3, ema_decay=0.95, seed=1, **recipe)
-    cases = [make_case(seed, (64, 80)) for seed in range(8)]
-    Trainer(Model.create(make_config()), cases, [], config, folder, device="cpu").run()
-    model = folder / "model"
-    source = DataSource(title="discs", source="made up", licence="CC0-1.0")
-    data = [sample(seed, dark=False) for seed in range(20, 29)]
-    make_replay(model, load_model(model).config, data, source, count=9, size=48)
-    return model
-
-
-def run(start, data, output, **options):
-    options.setdefault("steps", 30)
-    options.setdefault("learning_rate", 1e-2)
-    chosen = FAST | options.pop("options", {})
-    return finetune(start, data, output, device="cpu", options=chosen, **options)
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_model(folder).network.state_dict()
-
-
-def same(one: Path, other: Path) -> bool:
-    first, second = weights(one), weights(other)
-    return all(torch.equal(first[name], second[name]) for name in first)
-
-
-def same_state(one: Path, other: Path) -> bool:
-    """Weights, moving average and choice of the best, at the end of two trainings."""
-    first, second = (
-        torch.load(folder / CHECKPOINT_NAME, weights_only=True) for folder in (one, other)
-    )
-    equal = all(
-        torch.equal(value, second[part][name])
-        for part in ("network", "average")
-        for name, value in first[part].items()
-    )
-    numbers = ("step", "best", "best_step", "stale")
-    return equal and all(first[name] == second[name] for name in numbers)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -196,6 +129,7 @@ def test_cancel_and_resume_give_the_same_model(bright, tmp_path):
     result = run(bright, data, tmp_path / "parts", steps=12, resume=True)
     assert result.model.config.card.training["steps"] == 12
     assert same_state(tmp_path / "whole", tmp_path / "parts")
+    assert same(tmp_path / "whole" / "model", tmp_path / "parts" / "model")
     with pytest.raises(DatasetError, match="differ: samples"):
         run(bright, [sample(5)], tmp_path / "parts", steps=12, resume=True)
     with pytest.raises(OutputError, match="holds a training already"):
@@ -206,7 +140,7 @@ KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-from training.test_finetune import run, sample
+from discs import run, sample
 run(Path(sys.argv[1]), [sample(0), sample(1)], Path(sys.argv[2]), steps=16,
     options={"validate_every": 4})
 """
@@ -327,7 +261,7 @@ def test_an_instance_model_learns_from_masks(bright, tmp_path, folder):
         task="instance",
         steps=30,
         device="cpu",
-        learning_rate=3e-3,
+        learning_rate=1e-2,
         options=FAST,
     )
     assert result.model.config.task == "instance"
