@@ -119,6 +119,8 @@ class Benchmark:
         rows = self.rows()
         result = {
             "threads": torch.get_num_threads(),
+            "seconds_are": "wall time; where `load` exceeds the number of cores, other programs "
+            "had a part of them",
             "summary": summarise(rows),
             "not_run": not_run(rows, self.options),
             "runs": rows,
@@ -138,7 +140,12 @@ class Benchmark:
             earlier = [s for s in self.nuclei if s.modality != modality]
             old = to_cases(earlier, model.config) if keeps_task else []
             cases = to_cases(test[: self.options.test], model.config) if keeps_task else []
-            same = [row for row in self.rows() if (row["arm"], row["set"]) == (arm, name)]
+            images_of = {
+                "test_images": len(test[: self.options.test]),
+                "known_images": len(old),
+            }
+            described = {"arm": arm, "set": name, **images_of}
+            same = [row for row in self.rows() if described.items() <= row.items()]
             if same:
                 known, before = same[0]["known_before"], same[0]["before"]
             else:
@@ -150,6 +157,7 @@ class Benchmark:
                 cases = to_cases(test[: self.options.test], tuned.config)
                 row |= {
                     "arm": arm,
+                    **images_of,
                     "before": before,
                     "after": headline(name, tally(tuned, cases)),
                     "known_before": known,
@@ -255,13 +263,14 @@ def not_run(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[str
 
 
 def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per set, arm and k: means over seeds, and whether every seed became better."""
+    """Per set, arm and k: each seed's scores, mean times, and whether every seed became better."""
     table = []
     for key in dict.fromkeys((row["arm"], row["set"], row["k"]) for row in rows):
         chosen = [row for row in rows if (row["arm"], row["set"], row["k"]) == key]
         before, known = chosen[0]["before"], chosen[0]["known_before"]
         line: dict[str, Any] = dict(zip(("arm", "set", "k"), key, strict=True))
         line |= {
+            "seeds": [row["seed"] for row in chosen],
             "before": before,
             "after": [row["after"] for row in chosen],
             "every_seed_better": None
