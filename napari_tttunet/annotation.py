@@ -148,6 +148,13 @@ class Annotation:
         inside = all(0 <= p < n for p, n in zip(place, self.labels.shape, strict=True))
         return tuple(place) if inside else None
 
+    def in_layer(self, point: Sequence[float]) -> np.ndarray:
+        """Coordinates of the project's image as data coordinates of the layer."""
+        values = list(point)
+        for axis in self._thin:
+            values.insert(axis, 0.0)
+        return np.array(values, float)
+
     def find(self, number: int, plane: tuple[int, ...]) -> tuple[int, ...] | None:
         """A pixel of an object in the slice (frame) of a pixel; None if there is none."""
         leading = self._plane(plane)
@@ -164,7 +171,9 @@ class Annotation:
         labels, vouched = self.labels[box], self.marks[box] > 0
         if self.task == "semantic":
             numbered = pieces(labels == number)
-            chosen = numbered == numbered[tuple(p - a for p, (a, _) in zip(place, bounds))]
+            chosen = (
+                numbered == numbered[tuple(p - a for p, (a, _) in zip(place, bounds, strict=True))]
+            )
             labels, number_in = np.where(chosen, labels, 0), number
         else:
             number_in = number

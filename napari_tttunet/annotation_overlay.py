@@ -35,7 +35,7 @@ class Overlay:
             state,
             name="checked",
             rgb=False,
-            contrast_limits=(0, 3),
+            contrast_limits=(-0.5, 2.5),
             colormap=colours,
             blending="translucent",
             interpolation2d="nearest",

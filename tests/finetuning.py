@@ -1,0 +1,116 @@
+"""The Fine-tune dock as a person uses it, for tests: by its controls, keys and the mouse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from qtpy.QtCore import QPoint, Qt
+from qtpy.QtWidgets import QWidget
+
+from napari_tttunet.keys import FINETUNE_KEYS
+
+#: Milliseconds; longer than anything takes, on a busy machine too.
+PATIENCE = 60_000
+
+
+class Tuning:
+    """A Fine-tune dock in a viewer."""
+
+    def __init__(self, viewer: Any, qtbot: Any) -> None:
+        from napari_tttunet.finetune_dock import FinetuneDock
+
+        self.viewer, self.qtbot = viewer, qtbot
+        self.dock = FinetuneDock(viewer)
+        viewer.window.resize(1300, 900)
+        viewer.window.add_dock_widget(self.dock, name="Fine-tune")
+        self.canvas = viewer.window._qt_viewer.canvas.native
+        self.until(lambda: bool(self.dock.models))
+
+    def find(self, name: str) -> Any:
+        found = self.dock.findChild(QWidget, name)
+        assert found is not None, name
+        return found
+
+    def click(self, name: str) -> None:
+        button = self.find(name)
+        assert button.isVisible(), name
+        self.until(button.isEnabled)
+        self.qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        self.qtbot.waitUntil(condition, timeout=PATIENCE)
+
+    @property
+    def message(self) -> str:
+        return self.dock.view.message.text
+
+    @property
+    def used(self) -> str:
+        return self.dock.view.used.text()
+
+    def at(self, layer: Any, pixel: tuple[float, ...]) -> QPoint:
+        """Where the canvas shows a pixel."""
+        camera = getattr(self.viewer, "scene", self.viewer).camera
+        world = np.array(layer.data_to_world(pixel))[-2:] - np.array(camera.center)[-2:]
+        middle = np.array([self.canvas.height(), self.canvas.width()]) / 2
+        down, right = world * camera.zoom + middle
+        return QPoint(round(right), round(down))
+
+    def drag(self, layer: Any, *pixels: tuple[float, ...]) -> None:
+        """Press the mouse on a pixel, draw a line through others, and let go."""
+        points = [self.at(layer, pixel) for pixel in pixels]
+        left = Qt.MouseButton.LeftButton
+        self.qtbot.mouseMove(self.canvas, points[0])
+        self.qtbot.mousePress(self.canvas, left, pos=points[0])
+        for point in points[1:]:
+            self.qtbot.mouseMove(self.canvas, point)
+            self.qtbot.wait(20)
+        self.qtbot.mouseRelease(self.canvas, left, pos=points[-1])
+        self.qtbot.wait(50)
+
+    def press(self, name: str, layer: Any = None, pixel: tuple[float, ...] = ()) -> None:
+        """A key of ours, with the mouse at a pixel."""
+        if layer is not None:
+            self.qtbot.mouseMove(self.canvas, self.at(layer, pixel))
+            self.qtbot.wait(30)
+        *modifiers, letter = FINETUNE_KEYS[name].split("-")
+        shift = Qt.KeyboardModifier.ShiftModifier
+        held = shift if modifiers else Qt.KeyboardModifier.NoModifier
+        self.qtbot.keyClick(self.canvas, letter, held)
+
+    def type_in(self, name: str, text: str) -> None:
+        field = self.find(name)
+        field.clear()
+        self.qtbot.keyClicks(field, text)
+
+    def new_project(self, folder: Path, name: str = "cells") -> Path:
+        """Make a project by the form."""
+        self.click("new_project")
+        self.type_in("project_name", name)
+        self.type_in("project_parent", str(folder))
+        self.click("project_create")
+        self.until(lambda: self.dock.work.project is not None)
+        self.until(lambda: self.find("project").currentText() == name)
+        return folder / name
+
+    def saved(self) -> None:
+        """Wait until everything is on the disk."""
+        work = self.dock.work
+        self.until(lambda: work._saver is not None and not work._saver.pending)
+
+    def tiny_budget(self, steps: int = 4) -> None:
+        """Some steps only, of the last layer."""
+        if not self.find("steps").isVisible():
+            self.click("expert_button")
+        self.find("steps").setValue(steps)
+        parts = self.find("parts")
+        parts.setCurrentIndex(parts.findData("head"))
+        self.find("learning_rate").setText("0.0003")
+
+    def finished(self) -> None:
+        """Wait for the end of a fine-tuning."""
+        self.until(lambda: self.dock.result_of is not None or self.dock.view.message.kind == "error")
+        assert self.dock.view.message.kind != "error", self.message
