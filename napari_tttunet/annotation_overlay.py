@@ -10,7 +10,7 @@ import numpy as np
 from napari_tttunet.geometry import Transform
 
 #: Not labelled, checked background, checked object.
-_COLOURS = ((0.0, 0.0, 0.0, 0.0), (0.25, 0.55, 0.85, 0.22), (0.35, 0.85, 0.45, 0.55))
+_COLOURS = ((0.0, 0.0, 0.0, 0.0), (0.25, 0.55, 0.85, 0.18), (0.35, 0.85, 0.45, 0.32))
 
 
 class Overlay:

@@ -17,13 +17,11 @@ from napari_tttunet.dock_work import (
     weakly,
 )
 from napari_tttunet.finetune_correct import Corrections
+from napari_tttunet.finetune_decision import Decision
 from napari_tttunet.finetune_images import task_of
 from napari_tttunet.finetune_models import (
     can_resume,
     discard,
-    forget_run,
-    keep,
-    library_name,
     model_folder,
     remember_run,
     remembered_run,
@@ -40,9 +38,8 @@ from napari_tttunet.regions import view_bounds
 from napari_tttunet.session import session
 from napari_tttunet.settings import Settings
 from napari_tttunet.widgets import Scrolling
-from tttunet.engine import messages
 from tttunet.errors import ImageError, OutputError
-from tttunet.projects import Project, Version, check
+from tttunet.projects import Project, check
 
 if TYPE_CHECKING:
     import napari
@@ -67,9 +64,7 @@ class FinetuneDock(QWidget):
         self.viewer = real_viewer(napari_viewer)
         self.settings = Settings()
         self.models: list[dict[str, Any]] = []
-        self.result_of: dict[str, Any] | None = None
         self._started: dict[str, Any] = {}
-        self._kept_from = ""
         self._resumed = self._preparing = False
         self._background = Background(self)
         self._activity = ActivityBar()
@@ -81,6 +76,7 @@ class FinetuneDock(QWidget):
             self._cleanup.add(call)
         self._cleanup.add(self._activity.close)
         self.view = FinetuneView(self.settings)
+        self.decision = Decision(self.work, self.view.result)
         Scrolling(self.view, self)
         self._show_timer = delayed(self, _SHOW_AFTER, self._show_state)
         correct = self.corrections
@@ -101,6 +97,7 @@ class FinetuneDock(QWidget):
 
     def _connect(self) -> None:
         view, work, run, correct = self.view, self.work, self.run, self.corrections
+        decision = self.decision
         view.new.clicked.connect(lambda *_: self._ask_for_new())
         view.open.clicked.connect(lambda *_: self._ask_to_open())
         view.form.created.connect(lambda folder, what: self.create_project(folder, **what))
@@ -121,17 +118,16 @@ class FinetuneDock(QWidget):
         view.stop.clicked.connect(lambda *_: self._steer(run.stop))
         view.pause.toggled.connect(self._pause)
         view.cancel.clicked.connect(lambda *_: run.cancel())
-        view.result.keep.clicked.connect(lambda *_: self.keep(True))
-        view.result.both.clicked.connect(lambda *_: self.keep(False))
-        view.result.revert.clicked.connect(lambda *_: self.revert())
-        for sender in (work.failed, correct.failed):
-            sender.connect(view.message.tell_error)
-        correct.said.connect(self._say)
+        for failed in (work.failed, correct.failed, decision.failed):
+            failed.connect(view.message.tell_error)
+        for said in (correct.said, decision.said):
+            said.connect(self._say)
         work.changed.connect(self._show_timer.start)
         work.opened.connect(self._opened)
         run.progressed.connect(self._progressed)
         run.point.connect(view.curve.add)
         run.done.connect(self._done)
+        decision.changed.connect(self._decided)
         run.failed.connect(self._failed)
         run.lost.connect(self._lost)
         run.cancelled.connect(self._cancelled)
@@ -246,14 +242,13 @@ class FinetuneDock(QWidget):
         project = self.work.project
         assert project is not None
         self._show_models()
-        self.view.result.hide()
+        self.decision.forget()
         self.view.curve.hide()
-        self.result_of = None
         if project.problems:
             self.view.message.tell("warning", " ".join(project.problems[:3]))
         run = remembered_run(project)
         if run is not None and "result" in run:
-            self._show_result(run)
+            self.decision.show(run)
         elif can_resume(project, run):
             self._say("A fine-tuning was interrupted. Press Resume to go on with it.")
 
@@ -331,7 +326,7 @@ class FinetuneDock(QWidget):
         self._preparing = True
         self._resumed = False
         self.view.message.clear()
-        self.view.result.hide()
+        self.decision.forget()
         self.view.curve.clear()
         self.view.curve.show()
         self.view.progress.report("saving the corrections")
@@ -455,81 +450,14 @@ class FinetuneDock(QWidget):
             )
         self._ended()
 
-    # The result
-
     def _done(self, result: dict[str, Any]) -> None:
-        project, run = self.work.project, {**self._started, "result": result}
         self._ended()
-        if project is None:
-            return
+        if self.work.project is not None:
+            self.decision.take(self._started, result)
 
-        def note() -> None:
-            remember_run(project, run)
-            project.note("fine-tuning finished", run=run["folder"], improved=result["improved"],
-                         before=result["before"], after=result["after"])  # fmt: skip
-
-        self._background.run(note, lambda _: self._show_state(), self.view.message.tell_error)
-        self._show_result(run)
-
-    def _show_result(self, run: dict[str, Any]) -> None:
-        project = self.work.project
-        assert project is not None
-        self.result_of, self._kept_from = run, ""
-        self.view.result.show_result(run["result"], version_name(project, run["model"]))
-
-    def keep(self, use: bool) -> None:
-        """Keep the new model; with `use`, the project goes on with it."""
-        project, run = self.work.project, self.result_of
-        if project is None or run is None:
-            return
-        self.view.result.keep.setEnabled(False)
-        self.view.result.both.setEnabled(False)
-        old = project.model or run["model"]
-
-        def work() -> tuple[Version, str]:
-            version = keep(project, run, use)
-            return version, library_name(version, project, {e["name"] for e in read_library()})
-
-        def then(found: tuple[Version, str]) -> None:
-            version, name = found
-            self._kept_from = old if use else ""
-            self.view.result.show_kept(version.name, bool(self._kept_from))
-            request = messages.AddModel(str(version.folder), name)
-            session().engine.request(request, weakly(self._added))
-            self._show_models()
-            self._show_state()
-
-        self._background.run(work, then, self.view.message.tell_error)
-
-    def _added(self, job: Any, event: Any) -> None:
-        if isinstance(event, messages.Done):
-            session().models_changed.emit()
-        elif isinstance(event, messages.Failed | messages.Lost):
-            self.view.message.tell_failure(event)
-
-    def revert(self) -> None:
-        """Do not keep the new model, or go back to the old one."""
-        project, run = self.work.project, self.result_of
-        if project is None or run is None:
-            return
-        self.result_of, back = None, self._kept_from
-        self.view.result.hide()
-        self.view.curve.hide()
-        kept = remembered_run(project) is None
-
-        def work() -> None:
-            if back:
-                project.update(model=back)
-                project.note("fine-tuning reverted", model=back)
-            elif not kept:
-                discard(project, run, "fine-tuning reverted")
-            else:
-                forget_run(project)
-
-        def then(_: Any) -> None:
-            self._show_models()
-            self._show_state()
-            if back or not kept:
-                self._say("Reverted: the old model is used as before.")
-
-        self._background.run(work, then, self.view.message.tell_error)
+    def _decided(self) -> None:
+        """A model was kept or not."""
+        if self.decision.run is None:
+            self.view.curve.hide()
+        self._show_models()
+        self._show_state()

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from napari_tttunet.finetune_run import CHECKPOINT, TRAINING
 from tttunet.projects import Project, Version
 from tttunet.projects.versions import next_name, split_name
 
 #: Where the project's settings remember the run that is not decided yet.
 RUN = "run"
+#: Names in the folder of a run.
+TRAINING, CHECKPOINT = "training", "checkpoint.pt"
 
 
 def startable(entries: Sequence[dict[str, Any]], project: Project) -> list[tuple[str, str]]:

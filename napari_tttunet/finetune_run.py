@@ -10,6 +10,7 @@ from typing import Any
 
 from qtpy.QtCore import QObject, Signal
 
+from napari_tttunet.finetune_models import TRAINING
 from napari_tttunet.geometry import Bounds
 from napari_tttunet.layers import image_fields, label_grid, layer_array
 from napari_tttunet.result_layers import PreviewLayer
@@ -20,9 +21,8 @@ from tttunet.errors import OutputError
 
 #: The preview shows at most so many pixels along an axis: it must not slow the training down.
 PREVIEW_EDGE = 320
-#: Names in the folder of a run.
-TRAINING, CONTROL = "training", "control.txt"
-CHECKPOINT = "checkpoint.pt"
+#: The file that steers a run, in its folder.
+CONTROL = "control.txt"
 
 
 @dataclass(frozen=True, eq=False)

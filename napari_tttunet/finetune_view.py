@@ -239,6 +239,7 @@ class FinetuneView(QWidget):
         self.go = explain(
             QPushButton("Fine-tune"), "finetune", "Train on what is checked, in the background"
         )
+        self.go.setStyleSheet("font-weight: bold; padding: 5px;")
         self.resume = explain(
             QPushButton("Resume"), "resume", "Go on with the fine-tuning that was interrupted"
         )

@@ -10,10 +10,38 @@ import numpy as np
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QWidget
 
+from napari_tttunet import sample_data
 from napari_tttunet.keys import FINETUNE_KEYS
+from tttunet.projects import Project, Region, vouch_object
 
 #: Milliseconds; longer than anything takes, on a busy machine too.
-PATIENCE = 60_000
+PATIENCE = 240_000
+
+
+def make_project(folder: Path, size: int = 128, width: int = 80, objects: int = 0) -> Path:
+    """A project with a corner of a sample image, whose left side is complete.
+
+    Args:
+        folder: in which the project's folder `cells` is made.
+        size: of the corner, in pixels.
+        width: of the complete side.
+        objects: mark so many objects as checked instead; 0: the side is complete.
+    """
+    (data, _, _), (truth, _, _) = sample_data.fluorescence()
+    data, truth = data[:size, :size], truth[:size, :size].astype(np.int32)
+    with Project.create(folder / "cells", model="nuclei", classes={1: "nucleus"}) as project:
+        corrections = project.corrections(project.add_image(data, axes="YX", name="fluorescence"))
+        if not objects:
+            corrections.complete(Region(((0, size), (0, width))), truth[:, :width])
+        else:
+            vouched = np.zeros(truth.shape, np.uint8)
+            counts = np.bincount(truth.ravel())
+            counts[0] = 0
+            for number in np.argsort(-counts)[:objects]:
+                vouched = vouch_object(truth, vouched, int(number))
+            labels = np.where(vouched, truth, 0)
+            corrections.write(((0, size), (0, size)), labels, vouched)
+    return folder / "cells"
 
 
 class Tuning:
@@ -96,6 +124,16 @@ class Tuning:
         self.until(lambda: self.find("project").currentText() == name)
         return folder / name
 
+    def open_project(self, folder: Path) -> Any:
+        """Open a project that has an image; its labels."""
+        self.dock.open_project(folder)
+        self.until(lambda: self.dock.work.annotation is not None)
+        self.until(lambda: self.find("finetune").isEnabled())
+        self.qtbot.wait(50)
+        self.viewer.reset_view()
+        self.qtbot.wait(100)
+        return self.dock.work.annotation.layer
+
     def saved(self) -> None:
         """Wait until everything is on the disk."""
         work = self.dock.work
@@ -109,8 +147,12 @@ class Tuning:
         parts = self.find("parts")
         parts.setCurrentIndex(parts.findData("head"))
         self.find("learning_rate").setText("0.0003")
+        self.find("replay").setChecked(False)
 
     def finished(self) -> None:
         """Wait for the end of a fine-tuning."""
-        self.until(lambda: self.dock.result_of is not None or self.dock.view.message.kind == "error")
-        assert self.dock.view.message.kind != "error", self.message
+        decision, message = self.dock.decision, self.dock.view.message
+        self.until(lambda: decision.run is not None or message.kind == "error")
+            lambda: self.dock.decision.run is not None or self.dock.view.message.kind == "error"
+        )
+        assert message.kind != "error", self.message
