@@ -223,8 +223,21 @@ class Annotation:
         """Put the corrections of a project into the layer, but not over what is vouched for here.
 
         Objects of the layer that have the number of a stored one get another number.
+
+        Raises:
+            ProjectError: the layer's kind of numbers is too small; nothing is changed.
         """
         labels = self.labels
+        largest = max((int(part.labels.max(initial=0)) for part in stored), default=0)
+        needed = largest
+        if self.task == "instance":  # some may get new numbers
+            needed = 2 * max(largest, int(labels.max(initial=0))) + 1
+        if stored and needed > np.iinfo(labels.dtype).max:
+            raise ProjectError(
+                f"'{self.layer.name}' holds {labels.dtype} numbers, too small ones for the "
+                "corrections of the project.",
+                "Convert its data type to int32 (menu of the layer list).",
+            )
         if self.task == "instance":
             self._make_room(stored)
         for part in stored:
@@ -239,8 +252,9 @@ class Annotation:
     def _make_room(self, stored: Sequence[Stored]) -> None:
         """Renumber objects of the layer that nobody checked and that have a stored number."""
         labels = self.labels
-        theirs = [np.unique(part.labels[part.vouched != 0]) for part in stored]
-        theirs = np.unique(np.concatenate(theirs)) if theirs else np.zeros(0, int)
+        none = np.zeros(0, int)
+        found = [np.unique(part.labels[part.vouched != 0]) for part in stored]
+        theirs = np.unique(np.concatenate([none, *found]))
         mine = np.unique(labels[self.marks == OBJECT])
         clash = np.setdiff1d(np.intersect1d(theirs[theirs > 0], np.unique(labels)), mine)
         if not len(clash):

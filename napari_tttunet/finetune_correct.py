@@ -118,7 +118,7 @@ class Corrections(QObject):
         assert annotation is not None
         point = np.array(world, float)[-self.labels.ndim :]
         point = Transform.of(self.labels).to_data(point / world_factors(self._viewer, self.labels))
-        return annotation.index_at(point)
+        return annotation.index_at(point.tolist())
 
     def _under_mouse(self) -> tuple[int, ...] | None:
         return self._data(self._viewer.cursor.position)
@@ -152,7 +152,12 @@ class Corrections(QObject):
             where = "under the mouse" if mouse else "with the selected label here"
             self.said.emit(f"There is no object {where}.")
             return
-        self.said.emit(f"Object {number} is {'checked' if checked else 'not checked any more'}.")
+        if checked:
+            self.said.emit(f"Object {number} is checked.")
+        elif place is not None and annotation.is_checked(place):
+            self.said.emit(f"Object {number} lies in a complete region and stays checked.")
+        else:
+            self.said.emit(f"Object {number} is not checked any more.")
 
     def add_object(self) -> None:
         """Choose napari's brush with a number that no object has."""
@@ -272,8 +277,11 @@ class Corrections(QObject):
         self._background.run(work, self._go, self.failed.emit)
 
     def _go(self, found: tuple[Any, Objects]) -> None:
-        annotation, objects = found
-        if annotation is not self._work.annotation or self.labels not in self._viewer.layers:
+        asked, objects = found
+        annotation = self._work.annotation
+        if annotation is None or annotation is not asked:
+            return
+        if self.labels not in self._viewer.layers:
             return
         numbers = objects.numbers.tolist()
         left = [number for number in numbers if number not in self._seen]

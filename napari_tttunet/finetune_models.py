@@ -95,8 +95,9 @@ def forget_run(project: Project) -> None:
 def remembered_run(project: Project) -> dict[str, Any] | None:
     """A run that is not decided yet: with a `result`, or one that was interrupted."""
     run = project.settings.get(RUN)
-    known = isinstance(run, dict) and {"folder", "model", "options"} <= set(run)
-    return run if known and run_folder(project, run).is_dir() else None
+    if not isinstance(run, dict) or not {"folder", "model", "options"} <= set(run):
+        return None
+    return run if run_folder(project, run).is_dir() else None
 
 
 def can_resume(project: Project, run: dict[str, Any] | None) -> bool:

@@ -74,7 +74,8 @@ class ProjectWork(QObject):
     @property
     def recent(self) -> list[str]:
         """Folders of projects, the last one first."""
-        return [str(path) for path in self._settings.get("finetune.recent", [])]
+        remembered: list[Any] = []
+        return [str(path) for path in self._settings.get("finetune.recent", remembered)]
 
     def create(self, folder: Path, **what: Any) -> None:
         """Make a project and open it; see `Project.create`."""
@@ -104,8 +105,8 @@ class ProjectWork(QObject):
         recent = [folder, *(path for path in self.recent if path != folder)][:RECENT]
         self._settings.set("finetune.recent", recent)
         self._settings.save_soon()
-        if self.annotation is not None and not self._fits():
-            self._drop_annotation()
+        if self.annotation is not None:  # what was done before there was a project
+            self.annotation.task, self.annotation.dim = self.project.task, self.project.dim
         if self.annotation is not None and self.annotation.vouched_bounds() is not None:
             self.add_image()
         elif self.project.images:
@@ -114,12 +115,6 @@ class ProjectWork(QObject):
             self.show_image(last if last in names else names[0])
         self.opened.emit()
         self.changed.emit()
-
-    def _fits(self) -> bool:
-        project, annotation = self.project, self.annotation
-        assert project is not None
-        assert annotation is not None
-        return (annotation.task, annotation.dim) == (project.task, project.dim)
 
     def _let_go(self) -> tuple[Autosaver | None, Project | None]:
         """Forget the project; what must be closed, which takes time."""
@@ -147,11 +142,9 @@ class ProjectWork(QObject):
         """
         if self.annotation is not None and self.annotation.layer is layer:
             return True
-        task, dim = ("instance", 3 if "Z" in source.kept else 2)
+        task, dim = task_of(layer) or ("instance", 2)
         if self.project is not None:
             task, dim = self.project.task, self.project.dim
-        elif task_of(layer):
-            task, dim = task_of(layer)
         try:
             axes = label_axes(layer, source)
             annotation = Annotation(
@@ -256,8 +249,13 @@ class ProjectWork(QObject):
             )
             self._drop_annotation()
             return
-        if opened.stored:
+        try:
             annotation.restore(opened.stored, opened.regions)
+        except ProjectError as error:
+            self.failed.emit(error)
+            self._drop_annotation()
+            return
+        if opened.stored:
             annotation.layer.refresh()
         self.image = opened.image
         self._saver = Autosaver(

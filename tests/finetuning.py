@@ -153,6 +153,4 @@ class Tuning:
         """Wait for the end of a fine-tuning."""
         decision, message = self.dock.decision, self.dock.view.message
         self.until(lambda: decision.run is not None or message.kind == "error")
-            lambda: self.dock.decision.run is not None or self.dock.view.message.kind == "error"
-        )
         assert message.kind != "error", self.message

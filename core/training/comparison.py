@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ def save_comparison(
     Raises:
         OutputError: it cannot be written.
     """
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for number, (case, old, new) in enumerate(zip(cases, before, after, strict=True)):
         image, labels, _ = case.open()
         labels = np.asarray(labels)

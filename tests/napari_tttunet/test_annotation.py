@@ -195,6 +195,14 @@ def test_other_data_are_not_vouched_for_where_they_differ() -> None:
     assert annotation.state[30, 30] == OBJECT
 
 
+def test_numbers_that_do_not_fit_are_refused() -> None:
+    layer, annotation, _ = annotated(some_labels().astype(np.uint8))
+    stored = np.full((60, 80), 300, np.int32)
+    with pytest.raises(ProjectError, match="int32"):
+        annotation.restore([Stored(((0, 60), (0, 80)), stored, np.ones((60, 80), np.uint8))])
+    np.testing.assert_array_equal(layer.data, some_labels())
+
+
 def test_what_cannot_be_annotated_is_said() -> None:
     with pytest.raises(ProjectError, match="order"):
         annotated(np.zeros((4, 5, 6), int), "XYZ", "ZYX")

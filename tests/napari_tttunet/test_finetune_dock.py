@@ -304,6 +304,43 @@ def test_labels_are_removed_while_they_are_corrected(tuning: Tuning, tmp_path: P
         tuning.until(lambda: bool(project.corrections(image).read(image.bounds)[1][100, 100]))
 
 
+def test_a_stack_is_corrected_slice_by_slice(tuning: Tuning, viewer: Any, tmp_path: Path) -> None:
+    from napari_tttunet.sample_data import ovule_nuclei
+
+    data, given, _ = ovule_nuclei()[0]
+    given = {**given, "name": "stack"}
+    image = viewer.add_image(data[:6, :60, :70], **given)
+    truth, _, _ = ovule_nuclei()[1]
+    labels = viewer.add_labels(
+        np.array(truth[:6, :60, :70], np.int32), scale=image.scale, units=image.units
+    )
+    viewer.dims.set_point(0, 3 * image.scale[0])
+    viewer.reset_view()
+    tuning.qtbot.wait(200)
+    number = largest(labels.data[3])
+    tuning.press("mark_checked", labels, (3, *centre(labels.data[3], number)))
+    assert f"Object {number} is checked" in tuning.message
+    tuning.click("complete_region")
+    drawn = viewer.layers.selection.active
+    tuning.drag(drawn, (3, 5, 5), (3, 10, 10), (3, 25, 30))
+    tuning.until(lambda: "1 region completed" in tuning.message)
+    state = tuning.dock.work.annotation.state
+    assert (state[3, 7:23, 7:28] != UNKNOWN).all()
+    assert not state[[0, 1, 2, 4, 5]].any()
+
+    # There was no project until now: it gets all of this.
+    folder = tuning.new_project(tmp_path, "stack")
+    tuning.until(lambda: "1 complete region on 1 image" in tuning.used)
+    with Project.open(folder, read_only=True) as project:
+        (reference,) = project.images
+        assert reference.axes == "ZYX"
+        assert reference.spacing == pytest.approx(tuple(image.scale))
+        assert project.corrections(reference).regions[0].bounds[0] == (3, 4)
+        stored, vouched = project.corrections(reference).read(reference.bounds)
+    np.testing.assert_array_equal(vouched, state > 0)
+    np.testing.assert_array_equal(stored[state > 0], labels.data[state > 0])
+
+
 def test_our_keys_are_free_in_napari() -> None:
     from napari import layers
     from napari.utils.key_bindings import coerce_keybinding
