@@ -52,7 +52,7 @@ def test_segment_paint_mark_finetune_and_keep(viewer: Any, qtbot: Any, tmp_path:
     add_sample(viewer, size=128)
     segment = Dock(viewer, qtbot)
     labels = segment.segment()
-    viewer.window._dock_widgets["Segment"].hide()
+    segment.widget.parent().hide()
     tuning = Tuning(viewer, qtbot)
     assert "No project is open" in tuning.used
     assert not tuning.find("finetune").isEnabled()
@@ -70,7 +70,9 @@ def test_segment_paint_mark_finetune_and_keep(viewer: Any, qtbot: Any, tmp_path:
     tuning.until(lambda: "1 object" in tuning.used)
     labels.selected_label, labels.mode, labels.brush_size = number, "paint", 4
     before = labels.data.copy()
-    tuning.drag(labels, place, (place[0] + 3, place[1] + 25))
+    outside = np.argwhere(labels.data == 0)
+    nearest = outside[((outside - place) ** 2).sum(1).argmin()]
+    tuning.drag(labels, place, tuple(nearest))
     painted = labels.data != before
     assert painted.any()
     assert (tuning.dock.work.annotation.state[painted] == OBJECT).all()
