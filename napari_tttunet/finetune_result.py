@@ -56,6 +56,8 @@ def _difference(difference: float, interval: tuple[float, float]) -> str:
     low, high = interval
     if low <= -1:
         return "Too few labels were held out to say how certain that is."
+    if low == high == 0:
+        return "There is no difference."
     text = f"Difference {difference:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}"
     return f"{text}: not certain." if low <= 0 <= high else f"{text}."
 

@@ -16,6 +16,7 @@ pytest.importorskip("napari")
 from finetuning import Tuning, make_project
 from napari_tttunet.annotation import BACKGROUND, OBJECT, UNKNOWN
 from napari_tttunet.finetune_models import remembered_run
+from napari_tttunet.finetune_result import scores_text
 from napari_tttunet.keys import FINETUNE_KEYS, KEYS
 from segmenting import Dock, add_sample
 from tttunet.projects import Project
@@ -341,6 +342,28 @@ def test_a_stack_is_corrected_slice_by_slice(tuning: Tuning, viewer: Any, tmp_pa
         stored, vouched = project.corrections(reference).read(reference.bounds)
     np.testing.assert_array_equal(vouched, state > 0)
     np.testing.assert_array_equal(stored[state > 0], labels.data[state > 0])
+
+
+def test_scores_in_words() -> None:
+    after = {"metric": "F1 at IoU 0.5", "score": 0.861, "objects": 9, "difference": 0.15}
+    result = {
+        "improved": True,
+        "before": {"score": 0.712},
+        "after": {**after, "difference_interval": [0.04, 0.21]},
+        "forgetting": {"before": {"score": 0.9}, "after": {"score": 0.89}, "difference": -0.01},
+        "notes": [],
+    }
+    text = scores_text(result)
+    assert "0.71 \N{RIGHTWARDS ARROW} 0.86 (9 objects)." in text
+    assert "Difference +0.15, 95 % interval +0.04 to +0.21." in text
+    assert "On earlier data: 0.90 \N{RIGHTWARDS ARROW} 0.89 (-0.01)." in text
+    for interval, told in (
+        ([-0.1, 0.3], "not certain"),
+        ([-1.0, 1.0], "Too few labels"),
+        ([0.0, 0.0], "no difference"),
+    ):
+        assert told in scores_text({**result, "after": {**after, "difference_interval": interval}})
+    assert "Nothing better was found" in scores_text({**result, "improved": False})
 
 
 def test_our_keys_are_free_in_napari() -> None:
