@@ -1,4 +1,4 @@
-"""Keys of the Segment dock, and the order in which objects are looked at.
+"""Keys of the docks, and the order in which objects are looked at.
 
 Keys are bound to one viewer, only where neither napari's shortcuts (as the user has set them) nor
 another binding of this viewer has them, and are given back when the dock goes.
@@ -22,6 +22,13 @@ KEYS = {
     "previous_object": "Shift-N",
     "toggle_labels": "H",
 }
+#: The same of the Fine-tune dock; while the Segment dock is open, N is its key.
+FINETUNE_KEYS = {
+    "mark_checked": "G",
+    "take_back": "Shift-G",
+    "complete_region": "W",
+    "next_unchecked": "N",
+}
 
 
 class DockKeys:
@@ -29,23 +36,29 @@ class DockKeys:
 
     Args:
         viewer: napari's viewer.
-        actions: per name of `KEYS` what to do.
+        actions: per name of `keys` what to do.
+        keys: per action, the key that it gets.
 
     Attributes:
         bound: per action the key that it got.
     """
 
-    def __init__(self, viewer: Any, actions: Mapping[str, Callable[[], object]]) -> None:
+    def __init__(
+        self,
+        viewer: Any,
+        actions: Mapping[str, Callable[[], object]],
+        keys: Mapping[str, str] = KEYS,
+    ) -> None:
         from napari.utils.key_bindings import coerce_keybinding
 
         self._viewer = weakref.ref(viewer)
         self.bound: dict[str, str] = {}
         taken = taken_keys() | set(viewer.keymap)
         for name, action in actions.items():
-            if coerce_keybinding(KEYS[name]) in taken:
+            if coerce_keybinding(keys[name]) in taken:
                 continue
-            viewer.bind_key(KEYS[name], _pressed(action))
-            self.bound[name] = KEYS[name]
+            viewer.bind_key(keys[name], _pressed(action))
+            self.bound[name] = keys[name]
 
     def text(self, action: str) -> str:
         """How a tooltip names the key of an action; empty if it has none."""

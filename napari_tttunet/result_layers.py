@@ -133,7 +133,7 @@ class ResultLayers:
             if viewer is None or layer is None or layer not in viewer.layers:
                 self._own.remove(own)
             elif own.image() is image and (own.model, own.part) == (model, part):
-                return None if is_accepted(layer) else own
+                return None if is_accepted(layer) or is_corrected(layer) else own
         return None
 
     def snapshot(self, image: Any, model: str, part: Any = None) -> Snapshot | None:
@@ -250,6 +250,12 @@ def is_accepted(layer: Any) -> bool:
     """Whether a person said that these labels are right."""
     own = layer.metadata.get("tttunet")
     return bool(isinstance(own, dict) and own.get("accepted"))
+
+
+def is_corrected(layer: Any) -> bool:
+    """Whether a person vouches for parts of these labels, see `finetune_project`."""
+    own = layer.metadata.get("tttunet")
+    return bool(isinstance(own, dict) and own.get("corrected"))
 
 
 def accept(layer: Any, accepted: bool = True) -> None:

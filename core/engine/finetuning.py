@@ -14,6 +14,7 @@ from tttunet.engine.worker import Reporter
 from tttunet.errors import TTTUNetError
 from tttunet.inference.segment import segment
 from tttunet.models.model import Model
+from tttunet.training.comparison import COMPARISON_NAME
 from tttunet.training.finetune import FinetuneResult, finetune
 from tttunet.training.trainer import TrainEvent
 
@@ -28,7 +29,8 @@ def run_finetune(request: Finetune, reporter: Reporter) -> dict[str, Any]:
 
     Returns:
         `folder`, `model` (name, version), `before`, `after`, `forgetting`, `improved`,
-        `best_step`, `steps`, `minutes` and `notes`; see `FinetuneResult`.
+        `best_step`, `steps`, `minutes` and `notes`; see `FinetuneResult`. `comparison`: file with
+        pictures of held-out labels, see `save_comparison`; empty if there are none.
 
     Raises:
         TTTUNetError: an option is unknown, or what `finetune` raises.
@@ -94,10 +96,12 @@ class _Preview:
 
 def _ready(result: FinetuneResult) -> dict[str, Any]:
     config = result.model.config
+    pictures = result.folder.parent / COMPARISON_NAME
     names = ("before", "after", "forgetting", "improved", "best_step")
     return {
         **{name: getattr(result, name) for name in names},
         "folder": str(result.folder),
+        "comparison": str(pictures) if pictures.is_file() else "",
         "notes": list(result.notes),
         "steps": config.card.training.get("steps"),
         "minutes": config.card.training.get("minutes"),

@@ -15,6 +15,7 @@ from tttunet.errors import DatasetError
 from tttunet.files import atomic_write
 from tttunet.inference.allocator import tune_allocator
 from tttunet.models.model import Model, load_model
+from tttunet.training.comparison import found_labels, save_comparison, worth_showing
 from tttunet.training.config import TrainConfig
 from tttunet.training.dataset import Task
 from tttunet.training.defaults import choose_settings, with_low_confidence
@@ -116,7 +117,8 @@ def finetune(
     to start from (Wortsman et al. 2022, Robust fine-tuning of zero-shot models): such a mean keeps
     more of the old than it loses of the new.
 
-    `output` receives `model/`, and `loss.png`, `history.jsonl`, `checkpoint.pt` and the settings.
+    `output` receives `model/`, and `loss.png`, `history.jsonl`, `checkpoint.pt`, the settings and,
+    if something was held out, `comparison.npz` (see `comparison`).
     The model to start from is never changed.
 
     Args:
@@ -170,6 +172,8 @@ def finetune(
         _check_same(folder, plan.record)
     before = tally(plan.start, plan.val, kind) if plan.val else None
     old = tally(plan.start, plan.replay.val, kind) if plan.replay.val else None
+    shown = worth_showing(plan.val)
+    found_before = found_labels(plan.start, shown, kind)
     if not resume:
         remove_previous(folder)
         plan.start.save(folder / MODEL_FOLDER, overwrite=True)
@@ -194,6 +198,9 @@ def finetune(
         device=kind,
     )
     best = trainer.run(resume=resume)
+    if shown:
+        found_after = found_labels(best, shown, trainer.fabric.device)
+        save_comparison(folder, shown, found_before, found_after)
     return _finish(best, plan, trainer, before, old, beside, parent, material, folder)
 
 

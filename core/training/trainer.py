@@ -280,9 +280,12 @@ class Trainer:
             score = validate(model, self.val_cases[::every][:limit], self.fabric.device)
         if self.val_cases:
             history.add(step=self.step, elapsed=self.elapsed, score=score)
-        better = score >= self.best if self.baseline is None else score > self.best
+        # Without validation cases the last model is the best, and nothing runs out of patience.
+        better = not self.val_cases or (
+            score >= self.best if self.baseline is None else score > self.best
+        )
         self.stale = 0 if better else self.stale + 1
-        if not self.val_cases or better:
+        if better:
             self.best, self.best_step = score, self.step
             if self.fabric.is_global_zero:
                 model.save(self.folder / "model", overwrite=True, dtype="fp32")

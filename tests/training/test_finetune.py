@@ -18,6 +18,7 @@ import tttunet
 from discs import FAST, partly, run, same, same_state, sample, weights
 from tttunet.errors import Cancelled, DatasetError, ModelError, OutputError
 from tttunet.models.model import load_model
+from tttunet.training.comparison import COMPARISON_NAME
 from tttunet.training.finetune import finetune
 from tttunet.training.prepare import IGNORE
 from tttunet.training.samples import Sample
@@ -59,6 +60,33 @@ def test_nothing_better_leaves_the_model_as_it_is(bright, tmp_path):
     assert same(result.folder, bright)
     assert result.after["score"] == result.before["score"]
     assert any("unchanged" in note for note in result.notes)
+
+
+def test_without_held_out_labels_it_takes_all_its_steps(bright, tmp_path):
+    one = sample(0)
+    number = one.labels[one.labels > 0].min()
+    one = replace(one, labels=np.where(one.labels == number, number, IGNORE))
+    options = {"validate_every": 2, "patience": 2}
+    result = run(bright, [one], tmp_path, steps=12, options=options)
+    assert result.before is None
+    assert result.best_step == result.model.config.card.training["steps"] == 12
+    assert not (tmp_path / COMPARISON_NAME).exists()
+
+
+def test_pictures_of_what_was_held_out(bright, tmp_path):
+    result = run(bright, [partly(sample(0))], tmp_path, steps=20)
+    with np.load(tmp_path / COMPARISON_NAME) as arrays:
+        assert sorted(arrays.files) == ["after_0", "before_0", "image_0", "truth_0"]
+        truth = arrays["truth_0"]
+        assert arrays["image_0"].dtype == np.uint8
+        assert arrays["before_0"].shape == arrays["after_0"].shape == truth.shape
+        known, found = truth >= 0, arrays["after_0"]
+        assert 0 < known.sum() < truth.size
+    objects = len(np.unique(truth[truth > 0]))
+    assert objects == result.after["objects"]
+    shared = 2 * ((truth > 0) & (found > 0)).sum()
+    dice = shared / ((truth > 0).sum() + ((found > 0) & known).sum())
+    assert dice == pytest.approx(result.after["foreground_dice"], abs=1e-4)
 
 
 def test_the_training_stops_by_itself(bright, tmp_path):

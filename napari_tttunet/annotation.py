@@ -1,0 +1,400 @@
+"""What a person vouches for in a Labels layer: painting, marking, complete regions, undo.
+
+Every pixel is an object that was checked, background that was checked, or not labelled. What is
+painted or erased with napari's own tools is vouched for at once; undo and redo take that along.
+Qt is not needed here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from napari_tttunet.strokes import Stroke, apply, bounds_of, old_labels
+from tttunet.projects.annotate import (
+    pieces,
+    unvouch_object,
+    vouch_edits,
+    vouch_object,
+    vouch_region,
+)
+from tttunet.projects.chunks import tight_box
+from tttunet.projects.regions import Region
+from tttunet.projects.schema import Bounds, ProjectError
+
+#: Width of the checked background around a checked object; across slices, and in them.
+RIM_Z, RIM = 1, 2
+#: How far around a place an object is looked for at first, in pixels.
+_REACH = 32
+#: Values of the state: not labelled, checked background, checked object.
+UNKNOWN, BACKGROUND, OBJECT = 0, 1, 2
+_HISTORY = 100
+
+
+class Stored(NamedTuple):
+    """A part of the corrections that a project has."""
+
+    bounds: Bounds
+    labels: np.ndarray
+    vouched: np.ndarray
+
+
+class Annotation:
+    """The three states of the pixels of one Labels layer.
+
+    Bounds are (first, first outside) per axis of the project's image, which has neither channels
+    nor axes of size 1.
+
+    Args:
+        layer: a Labels layer with a numpy array.
+        axes: one letter per axis of its data.
+        kept: the axes of the project's image, a subsequence of `axes`.
+        task: `instance` or `semantic`.
+        dim: 2 or 3: what belongs to a slice stays in it in 2D.
+        changed: called with the bounds of what must be saved and drawn again.
+
+    Attributes:
+        state: uint8 of the layer's shape, see `UNKNOWN`, `BACKGROUND`, `OBJECT`.
+        regions: the complete regions of this session.
+
+    Raises:
+        ProjectError: such a layer cannot be annotated.
+    """
+
+    def __init__(
+        self,
+        layer: Any,
+        axes: str,
+        kept: str,
+        *,
+        task: str,
+        dim: int,
+        changed: Callable[[Bounds], None],
+    ) -> None:
+        if not isinstance(layer.data, np.ndarray) or not layer.data.flags.writeable:
+            raise ProjectError(
+                f"'{layer.name}' is not held in memory and cannot be corrected.",
+                "Segment a part of the image, or copy the labels to a new layer.",
+            )
+        if "".join(letter for letter in axes if letter in kept) != kept:
+            raise ProjectError(
+                f"The axes {axes} of '{layer.name}' are not in the order {kept} of the image.",
+                "Bring the axes of the image into the order T, Z, Y, X.",
+            )
+        self.layer, self.task, self.dim = layer, task, dim
+        self.regions: list[Region] = []
+        self._thin = tuple(i for i, letter in enumerate(axes) if letter not in kept)
+        self._changed = changed
+        self._array = layer.data
+        self.state = np.zeros(layer.data.shape, np.uint8)
+        self._done: deque[Stroke] = deque(maxlen=_HISTORY)
+        self._undone: deque[Stroke] = deque(maxlen=_HISTORY)
+        self._lengths = _history(layer)
+        layer.events.paint.connect(self._painted)
+        layer.events.set_data.connect(self._followed)
+        layer.events.data.connect(self._replaced)
+
+    def close(self) -> None:
+        """Follow the layer no more."""
+        for emitter, call in (
+            (self.layer.events.paint, self._painted),
+            (self.layer.events.set_data, self._followed),
+            (self.layer.events.data, self._replaced),
+        ):
+            emitter.disconnect(call)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[axes of the project's image], a view of the layer's data."""
+        return np.squeeze(self._array, self._thin)
+
+    @property
+    def marks(self) -> np.ndarray:
+        """The state in the same form."""
+        return np.squeeze(self.state, self._thin)
+
+    @property
+    def rim(self) -> tuple[int, ...]:
+        """Width of an object's rim per axis."""
+        widths = (RIM_Z, RIM, RIM)[-self.dim :]
+        return (0,) * (self.labels.ndim - self.dim) + widths
+
+    def read(self, bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
+        """Labels and vouched mask of a box, as copies; for the thread that saves."""
+        box = _slices(bounds)
+        return self.labels[box].astype(np.int64), (self.marks[box] > 0).astype(np.uint8)
+
+    def vouched_bounds(self) -> Bounds | None:
+        """The smallest box that holds everything vouched for."""
+        return tight_box(self.marks > 0)
+
+    def counts(self) -> tuple[int, int]:
+        """How many objects and pixels are vouched for here."""
+        box = self.vouched_bounds()
+        if box is None:
+            return 0, 0
+        place = _slices(box)
+        marks = self.marks[place]
+        return len(np.unique(self.labels[place][marks == OBJECT])), int((marks > 0).sum())
+
+    # Marking
+
+    def index_at(self, position: Sequence[float]) -> tuple[int, ...] | None:
+        """The pixel at data coordinates of the layer; None outside."""
+        place = [round(float(value)) for i, value in enumerate(position) if i not in self._thin]
+        inside = all(0 <= p < n for p, n in zip(place, self.labels.shape, strict=True))
+        return tuple(place) if inside else None
+
+    def in_layer(self, point: Sequence[float]) -> np.ndarray:
+        """Coordinates of the project's image as data coordinates of the layer."""
+        values = list(point)
+        for axis in self._thin:
+            values.insert(axis, 0.0)
+        return np.array(values, float)
+
+    def find(self, number: int, plane: tuple[int, ...]) -> tuple[int, ...] | None:
+        """A pixel of an object in the slice (frame) of a pixel; None if there is none."""
+        leading = self._plane(plane)
+        places = np.argwhere(self.labels[leading] == number)
+        return (*leading, *map(int, places[0])) if len(places) else None
+
+    def mark(self, place: tuple[int, ...], checked: bool = True) -> int:
+        """Mark the object at a pixel as checked, or take that back; its number, 0 if none."""
+        number = int(self.labels[place])
+        if number <= 0:
+            return 0
+        bounds = self._around({number}, tuple((p, p + 1) for p in place))
+        box = _slices(bounds)
+        labels, vouched = self.labels[box], self.marks[box] > 0
+        if self.task == "semantic":
+            numbered = pieces(labels == number)
+            chosen = (
+                numbered == numbered[tuple(p - a for p, (a, _) in zip(place, bounds, strict=True))]
+            )
+            labels, number_in = np.where(chosen, labels, 0), number
+        else:
+            number_in = number
+        if checked:
+            new = vouch_object(labels, vouched, number_in, self._rim_of_task())
+        else:
+            keep = self._in_regions(bounds)
+            new = unvouch_object(labels, vouched, number_in, self._rim_of_task(), keep)
+        self._set(bounds, new)
+        self._changed(bounds)
+        return number
+
+    def erase(self, place: tuple[int, ...]) -> int:
+        """Remove the object at a pixel, as napari's undo can take back; its number, 0 if none."""
+        number = int(self.labels[place])
+        if number <= 0:
+            return 0
+        bounds = self._around({number}, tuple((p, p + 1) for p in place))
+        mine = np.nonzero(self.labels[_slices(bounds)] == number)
+        where = [axis + start for axis, (start, _) in zip(mine, bounds, strict=True)]
+        for axis in self._thin:
+            where.insert(axis, np.zeros_like(where[0]))
+        self.layer.data_setitem(tuple(where), 0)
+        return number
+
+    def complete(self, region: Region) -> None:
+        """Vouch for everything in a region.
+
+        Raises:
+            ProjectError: the region holds no pixel.
+        """
+        if any(start >= stop for start, stop in region.bounds) or not region.mask().any():
+            raise ProjectError("The region holds no pixel of the image.", "Draw it on the image.")
+        box = _slices(region.bounds)
+        self._set(region.bounds, vouch_region(self.marks[box] > 0, region.mask()))
+        self.regions.append(region)
+        self._changed(region.bounds)
+
+    def free_number(self) -> int:
+        """A number that no object has."""
+        return int(self.labels.max(initial=0)) + 1
+
+    def is_checked(self, place: tuple[int, ...]) -> bool:
+        return bool(self.marks[place] > 0)
+
+    def restore(self, stored: Sequence[Stored], regions: Sequence[Region] = ()) -> None:
+        """Put the corrections of a project into the layer, but not over what is vouched for here.
+
+        Objects of the layer that have the number of a stored one get another number.
+
+        Raises:
+            ProjectError: the layer's kind of numbers is too small; nothing is changed.
+        """
+        labels = self.labels
+        largest = max((int(part.labels.max(initial=0)) for part in stored), default=0)
+        needed = largest
+        if self.task == "instance":  # some may get new numbers
+            needed = 2 * max(largest, int(labels.max(initial=0))) + 1
+        if stored and needed > np.iinfo(labels.dtype).max:
+            raise ProjectError(
+                f"'{self.layer.name}' holds {labels.dtype} numbers, too small ones for the "
+                "corrections of the project.",
+                "Convert its data type to int32 (menu of the layer list).",
+            )
+        if self.task == "instance":
+            self._make_room(stored)
+        for part in stored:
+            box = _slices(part.bounds)
+            take = (part.vouched != 0) & (self.marks[box] == UNKNOWN)
+            labels[box] = np.where(take, part.labels, labels[box])
+            self._set(part.bounds, (self.marks[box] > 0) | take)
+        self.regions = [*regions, *self.regions]
+        self._done.clear()
+        self._undone.clear()
+
+    def _make_room(self, stored: Sequence[Stored]) -> None:
+        """Renumber objects of the layer that nobody checked and that have a stored number."""
+        labels = self.labels
+        none = np.zeros(0, int)
+        found = [np.unique(part.labels[part.vouched != 0]) for part in stored]
+        theirs = np.unique(np.concatenate([none, *found]))
+        mine = np.unique(labels[self.marks == OBJECT])
+        clash = np.setdiff1d(np.intersect1d(theirs[theirs > 0], np.unique(labels)), mine)
+        if not len(clash):
+            return
+        first = int(max(labels.max(initial=0), theirs.max(initial=0))) + 1
+        table = np.arange(int(labels.max()) + 1)
+        table[clash] = first + np.arange(len(clash))
+        labels[...] = table[labels]
+
+    # What napari tells
+
+    def _painted(self, event: Any) -> None:
+        self._lengths = _history(self.layer)
+        item = [atom for atom in event.value or ()]
+        if not item:
+            return
+        whole = bounds_of(item)
+        # Some tools tell before they change the array: it is the same afterwards.
+        apply(item, self._array)
+        before = old_labels(item, self._array, whole)
+        inner = self._kept(whole)
+        before = np.squeeze(before, self._thin)
+        painted = self.labels[_slices(inner)][before != self.labels[_slices(inner)]]
+        bounds = inner
+        numbers = set(np.unique(painted[painted > 0]).tolist())
+        if numbers and self.task == "instance":
+            bounds = self._around(numbers, inner)
+        box = _slices(bounds)
+        after = self.labels[box]
+        old = after.copy()
+        old[_slices(_relative(inner, bounds))] = before
+        vouched = self.marks[box] > 0
+        new = vouch_edits(old, after, vouched, task=self.task, rim=self.rim)
+        self._done.append(Stroke(bounds, vouched.astype(np.uint8), new))
+        self._undone.clear()
+        self._set(bounds, new)
+        self._changed(bounds)
+
+    def _followed(self, *_: Any) -> None:
+        """napari tells of no undo, but its history is shorter and what can be redone longer."""
+        undo, redo = _history(self.layer)
+        before, self._lengths = self._lengths, (undo, redo)
+        for _turn in range(redo - before[1]):
+            if self._done:
+                self._take(self._done, self._undone, undone=True)
+        if undo > before[0]:
+            for _turn in range(before[1] - redo):
+                if self._undone:
+                    self._take(self._undone, self._done, undone=False)
+
+    def _take(self, source: deque[Stroke], target: deque[Stroke], undone: bool) -> None:
+        stroke = source.pop()
+        target.append(stroke)
+        box = _slices(stroke.bounds)
+        now = (self.marks[box] > 0).astype(np.uint8)
+        was, will = (stroke.after, stroke.before) if undone else (stroke.before, stroke.after)
+        # What was marked or unmarked since stays.
+        new = np.where((was != will) & (now == was), will, now)
+        new |= self._in_regions(stroke.bounds)
+        self._set(stroke.bounds, new)
+        self._changed(stroke.bounds)
+
+    def _replaced(self, *_: Any) -> None:
+        """Another array: what it says differently was said by nobody."""
+        new, old = self.layer.data, self._array
+        if new is old or not isinstance(new, np.ndarray) or new.shape != old.shape:
+            return
+        self.state[new != old] = UNKNOWN
+        self._array = new
+        self._done.clear()
+        self._undone.clear()
+        self._lengths = _history(self.layer)
+        self._changed(tuple((0, size) for size in self.labels.shape))
+
+    # Boxes
+
+    def _set(self, bounds: Bounds, vouched: np.ndarray) -> None:
+        box = _slices(bounds)
+        kind = np.where(self.labels[box] > 0, OBJECT, BACKGROUND)
+        self.marks[box] = np.where(vouched != 0, kind, UNKNOWN)
+
+    def _rim_of_task(self) -> tuple[int, ...]:
+        return self.rim if self.task == "instance" else (0,) * self.labels.ndim
+
+    def _plane(self, place: tuple[int, ...]) -> tuple[int, ...]:
+        return place[: self.labels.ndim - self.dim]
+
+    def _kept(self, bounds: Bounds) -> Bounds:
+        return tuple(pair for i, pair in enumerate(bounds) if i not in self._thin)
+
+    def _in_regions(self, bounds: Bounds) -> np.ndarray:
+        """Boolean, of the shape of `bounds`: what lies in complete regions."""
+        inside = np.zeros([stop - start for start, stop in bounds], bool)
+        for region in self.regions:
+            common = [
+                (max(a, c), min(b, d)) for (a, b), (c, d) in zip(bounds, region.bounds, strict=True)
+            ]
+            if all(start < stop for start, stop in common):
+                here, there = _relative(common, bounds), _relative(common, region.bounds)
+                inside[_slices(here)] |= region.mask()[_slices(there)]
+        return inside
+
+    def _around(self, numbers: set[int], bounds: Bounds) -> Bounds:
+        """A box that holds the objects with their rims; an object is not looked for elsewhere."""
+        labels, reach = self.labels, _REACH
+        fixed = labels.ndim - self.dim
+        margin = [2 * width for width in self.rim]
+        while True:
+            steps = [0 if axis < fixed else reach for axis in range(labels.ndim)]
+            wide = _grown(bounds, steps, labels.shape)
+            inside = np.isin(labels[_slices(wide)], list(numbers))
+            tight = tight_box(inside) or tuple((0, 1) for _ in wide)
+            found = tuple((a + c, b + c) for (a, b), (c, _) in zip(tight, wide, strict=True))
+            hull = tuple(
+                (min(a, c), max(b, d)) for (a, b), (c, d) in zip(found, bounds, strict=True)
+            )
+            ends = zip(hull, wide, labels.shape, strict=True)
+            open_ended = any(
+                (a <= c and c > 0) or (b >= d and d < size)
+                for axis, ((a, b), (c, d), size) in enumerate(ends)
+                if axis >= fixed
+            )
+            if not open_ended:
+                return _grown(hull, margin, labels.shape)
+            bounds, reach = hull, 2 * reach
+
+
+def _history(layer: Any) -> tuple[int, int]:
+    """How much can be undone and redone; napari has no public way to ask."""
+    return len(layer._undo_history), len(layer._redo_history)
+
+
+def _slices(bounds: Sequence[tuple[int, int]]) -> tuple[slice, ...]:
+    return tuple(slice(start, stop) for start, stop in bounds)
+
+
+def _relative(inner: Sequence[tuple[int, int]], outer: Bounds) -> Bounds:
+    return tuple((a - c, b - c) for (a, b), (c, _) in zip(inner, outer, strict=True))
+
+
+def _grown(bounds: Bounds, steps: Sequence[int], shape: Sequence[int]) -> Bounds:
+    sides = zip(bounds, steps, shape, strict=True)
+    return tuple((max(0, a - step), min(b + step, size)) for (a, b), step, size in sides)

@@ -1,0 +1,300 @@
+"""Correcting labels by buttons and keys: which object is meant, regions, the next place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from qtpy.QtCore import QObject, QTimer, Signal
+
+from napari_tttunet.axes import guess_axes
+from napari_tttunet.dock_work import Background, weakly
+from napari_tttunet.finetune_images import Source
+from napari_tttunet.finetune_project import ProjectWork
+from napari_tttunet.geometry import Transform
+from napari_tttunet.keys import Objects, look_at, odd_first
+from napari_tttunet.layers import label_grid
+from napari_tttunet.regions import world_factors
+from tttunet.errors import ImageError, TTTUNetError
+from tttunet.projects import ProjectError, Region
+
+#: The layer in which a region is drawn.
+REGION_LAYER = "complete region"
+
+
+def source_of(viewer: Any, labels: Any) -> Source:
+    """The image that labels lie on, with its axes.
+
+    Raises:
+        ImageError: there is none.
+    """
+    from napari.layers import Image
+
+    own = labels.metadata.get("tttunet")
+    own = own if isinstance(own, dict) else {}
+    images = [
+        layer
+        for layer in reversed(viewer.layers)
+        if isinstance(layer, Image)
+        and not layer.multiscale
+        and "shows" not in (layer.metadata.get("tttunet") or {})
+    ]
+    images.sort(key=lambda layer: layer.name != own.get("image"))
+    for layer in images:
+        named = layer.name == own.get("image")
+        try:
+            axes = own.get("image_axes", "") if named else ""
+            axes = axes or guess_axes(layer, viewer.dims.axis_labels).axes
+            grid = label_grid(layer, axes)
+        except ImageError:
+            continue
+        same = np.allclose(Transform.of(labels).matrix, grid.transform.matrix) if (
+            labels.data.shape == grid.shape
+        ) else False  # fmt: skip
+        if same:
+            channel = str(own.get("channel", "")) if named else ""
+            return Source(layer, axes, int(channel) if channel.isdigit() else None)
+    raise ImageError(
+        f"No image lies under all of '{labels.name}'.",
+        "Correct labels that cover a whole image at its full resolution.",
+    )
+
+
+class Corrections(QObject):
+    """What the buttons do with the labels that are corrected.
+
+    Attributes:
+        failed: an exception to tell.
+        said: what happened, or what to do next.
+    """
+
+    failed = Signal(object)
+    said = Signal(str)
+
+    def __init__(self, viewer: Any, work: ProjectWork) -> None:
+        super().__init__()
+        self._viewer, self._work = viewer, work
+        self._background = Background(self)
+        self._shapes: Any = None
+        self._seen: list[int] = []
+        self.labels: Any = None
+
+    # Which labels
+
+    def choose(self, labels: Any) -> None:
+        """Correct another Labels layer from now on."""
+        if labels is self.labels and self._following:
+            return
+        self.labels, self._seen = labels, []
+        if labels is None:
+            return
+        try:
+            source = source_of(self._viewer, labels)
+        except ImageError:
+            return  # told when something is to be done with them
+        self._work.annotate(labels, source)
+
+    @property
+    def _following(self) -> bool:
+        annotation = self._work.annotation
+        return annotation is not None and annotation.layer is self.labels
+
+    def _ready(self) -> bool:
+        """Whether the labels can be corrected now; if not, that is told."""
+        if self.labels is None or self.labels not in self._viewer.layers:
+            self.said.emit("Select the labels that you want to correct.")
+            return False
+        if not self._following:
+            try:
+                source = source_of(self._viewer, self.labels)
+            except ImageError as error:
+                self.failed.emit(error)
+                return False
+            return self._work.annotate(self.labels, source)
+        return True
+
+    def _data(self, world: Any) -> tuple[int, ...] | None:
+        annotation = self._work.annotation
+        assert annotation is not None
+        point = np.array(world, float)[-self.labels.ndim :]
+        point = Transform.of(self.labels).to_data(point / world_factors(self._viewer, self.labels))
+        return annotation.index_at(point.tolist())
+
+    def _under_mouse(self) -> tuple[int, ...] | None:
+        return self._data(self._viewer.cursor.position)
+
+    def _selected(self) -> tuple[int, ...] | None:
+        """A pixel of the selected label in the slice that is shown."""
+        annotation = self._work.annotation
+        assert annotation is not None
+        number = int(self.labels.selected_label)
+        place = self._data(self._viewer.dims.point)
+        if place is None:
+            place = (0,) * annotation.labels.ndim
+        return annotation.find(number, place) if number > 0 else None
+
+    # Objects
+
+    def mark(self, checked: bool = True, mouse: bool = False) -> None:
+        """Mark an object as checked, or take that back.
+
+        Args:
+            checked: which of the two.
+            mouse: the object under the mouse is meant, else that of the selected label.
+        """
+        if not self._ready():
+            return
+        annotation = self._work.annotation
+        assert annotation is not None
+        place = self._under_mouse() if mouse else self._selected()
+        number = annotation.mark(place, checked) if place is not None else 0
+        if not number:
+            where = "under the mouse" if mouse else "with the selected label here"
+            self.said.emit(f"There is no object {where}.")
+            return
+        if checked:
+            self.said.emit(f"Object {number} is checked.")
+        elif place is not None and annotation.is_checked(place):
+            self.said.emit(f"Object {number} lies in a complete region and stays checked.")
+        else:
+            self.said.emit(f"Object {number} is not checked any more.")
+
+    def add_object(self) -> None:
+        """Choose napari's brush with a number that no object has."""
+        if not self._ready():
+            return
+        annotation = self._work.annotation
+        assert annotation is not None
+        self._viewer.layers.selection.active = self.labels
+        if annotation.task == "instance":
+            self.labels.selected_label = annotation.free_number()
+        self.labels.mode = "paint"
+        self.said.emit("Paint the object: it counts as checked.")
+
+    def erase_object(self) -> None:
+        """Remove the object of the selected label."""
+        if not self._ready():
+            return
+        annotation = self._work.annotation
+        assert annotation is not None
+        place = self._selected()
+        number = annotation.erase(place) if place is not None else 0
+        if number:
+            self.said.emit(f"Object {number} is erased, and its place is checked background.")
+        else:
+            self.said.emit("There is no object with the selected label here.")
+
+    # Regions
+
+    def complete_region(self) -> None:
+        """Complete the chosen shapes, or have a rectangle drawn."""
+        from napari.layers import Shapes
+
+        if not self._ready():
+            return
+        active = self._viewer.layers.selection.active
+        if isinstance(active, Shapes) and active is not self._shapes and len(active.data):
+            chosen = sorted(active.selected_data) or list(range(len(active.data)))
+            self._complete(active, chosen)
+            return
+        if self._shapes is None or self._shapes not in self._viewer.layers:
+            self._shapes = Shapes(
+                ndim=max(self.labels.ndim, 2),
+                name=REGION_LAYER,
+                edge_color="#5b8fc7",
+                face_color="transparent",
+                edge_width=1,
+                **Transform.of(self.labels).arguments(),
+            )
+            self._shapes.events.data.connect(weakly(self._drawn))
+            self._viewer.layers.append(self._shapes)
+        self._viewer.layers.selection.active = self._shapes
+        self._shapes.mode = "add_rectangle"
+        self.said.emit(
+            "Draw a rectangle around a place where every object is right, or choose the polygon "
+            "tool for another shape."
+        )
+
+    def _drawn(self, event: Any) -> None:
+        from napari.layers.base._base_constants import ActionType
+
+        if event.action == ActionType.ADDED and self._shapes is not None:
+            QTimer.singleShot(0, weakly(self._take_drawn))  # napari has not finished yet
+
+    def _take_drawn(self) -> None:
+        shapes, self._shapes = self._shapes, None
+        if shapes is None or shapes not in self._viewer.layers:
+            return
+        if len(shapes.data) and self._ready():
+            self._complete(shapes, [len(shapes.data) - 1])
+        self._viewer.layers.remove(shapes)
+        if self.labels in self._viewer.layers:
+            self._viewer.layers.selection.active = self.labels
+
+    def _complete(self, shapes: Any, chosen: list[int]) -> None:
+        done = 0
+        for index in chosen:
+            try:
+                self._work.complete(self._region(shapes, index))
+                done += 1
+            except TTTUNetError as error:
+                self.failed.emit(error)
+        if done:
+            self.said.emit(f"{done} region{'s' if done > 1 else ''} completed.")
+
+    def _region(self, shapes: Any, index: int) -> Region:
+        """A shape in pixels of the labels; in a stack, in the slice in which it was drawn."""
+        annotation = self._work.annotation
+        assert annotation is not None
+        viewer, labels = self._viewer, self.labels
+        world = np.tile(np.array(viewer.dims.point, float), (len(shapes.data[index]), 1))
+        vertices = Transform.of(shapes).to_world(np.asarray(shapes.data[index], float))
+        world[:, -shapes.ndim :] = vertices * world_factors(viewer, shapes)
+        inside = world[:, -labels.ndim :] / world_factors(viewer, labels)
+        corners = Transform.of(labels).to_data(inside)
+        if np.ptp(corners[:, -2]) < 1 or np.ptp(corners[:, -1]) < 1:
+            raise ProjectError("The region is no area.", "Draw a rectangle around some objects.")
+        place = annotation.index_at((*corners[0, :-2], 0, 0))
+        if place is None:
+            raise ProjectError("The region lies beside the image.", "Draw it on the image.")
+        leading = tuple((p, p + 1) for p in place[:-2])
+        polygon = [(float(y), float(x)) for y, x in corners[:, -2:]]
+        return Region.around(polygon, leading, annotation.labels.shape)
+
+    # Where to look next
+
+    def next_place(self) -> None:
+        """Go to an object that nobody checked, those of odd size first."""
+        if not self._ready():
+            return
+        annotation = self._work.annotation
+        assert annotation is not None
+        labels, state = annotation.labels, annotation.marks
+
+        def work() -> tuple[Any, Objects]:
+            return annotation, odd_first(np.where(state == 0, labels, 0))
+
+        self._background.run(work, self._go, self.failed.emit)
+
+    def _go(self, found: tuple[Any, Objects]) -> None:
+        asked, objects = found
+        annotation = self._work.annotation
+        if annotation is None or annotation is not asked:
+            return
+        if self.labels not in self._viewer.layers:
+            return
+        numbers = objects.numbers.tolist()
+        left = [number for number in numbers if number not in self._seen]
+        if not numbers:
+            self.said.emit("Every object is checked.")
+            return
+        if not left:
+            self._seen, left = [], numbers
+        self._seen.append(left[0])
+        at = numbers.index(left[0])
+        centre = annotation.in_layer(objects.centres[at])
+        look_at(self._viewer, self.labels, centre)
+        self.labels.selected_label = int(left[0])
+        self.said.emit(
+            f"Object {left[0]}, {int(objects.sizes[at])} pixels; {len(numbers)} are not checked."
+        )

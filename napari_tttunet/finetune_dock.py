@@ -1,0 +1,463 @@
+"""The Fine-tune dock: correct labels, train on them in the background, keep the model or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtWidgets import QFileDialog, QWidget
+
+from napari_tttunet.dock_work import (
+    ActivityBar,
+    Background,
+    Cleanup,
+    ask_for_path,
+    delayed,
+    read_library,
+    weakly,
+)
+from napari_tttunet.finetune_correct import Corrections
+from napari_tttunet.finetune_decision import Decision
+from napari_tttunet.finetune_images import task_of
+from napari_tttunet.finetune_models import (
+    can_resume,
+    discard,
+    model_folder,
+    remember_run,
+    remembered_run,
+    run_folder,
+    startable,
+    version_name,
+)
+from napari_tttunet.finetune_project import ProjectWork
+from napari_tttunet.finetune_run import FinetuneRun, View
+from napari_tttunet.finetune_view import FinetuneView
+from napari_tttunet.keys import FINETUNE_KEYS, DockKeys
+from napari_tttunet.layers import real_viewer
+from napari_tttunet.regions import view_bounds
+from napari_tttunet.session import session
+from napari_tttunet.settings import Settings
+from napari_tttunet.widgets import Scrolling
+from tttunet.errors import ImageError, OutputError
+from tttunet.projects import Project, check
+
+if TYPE_CHECKING:
+    import napari
+
+_NO_PROJECT = (
+    "No project is open. Make one (New), so that your corrections are kept and can be trained on."
+)
+#: Milliseconds without a change before lists are shown anew.
+_SHOW_AFTER = 30
+
+
+class FinetuneDock(QWidget):
+    """Corrects labels and fine-tunes models with them.
+
+    Args:
+        napari_viewer: the viewer that the dock belongs to.
+        parent: of the widget.
+    """
+
+    def __init__(self, napari_viewer: napari.viewer.Viewer, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.viewer = real_viewer(napari_viewer)
+        self.settings = Settings()
+        self.models: list[dict[str, Any]] = []
+        self._started: dict[str, Any] = {}
+        self._resumed = self._preparing = False
+        self._background = Background(self)
+        self._activity = ActivityBar()
+        self._cleanup = Cleanup(self)
+        self.run = FinetuneRun(self.viewer)
+        self.work = ProjectWork(self.viewer, self.settings)
+        self.corrections = Corrections(self.viewer, self.work)
+        for call in (self.work.close, self.run.close, self.settings.save_soon):
+            self._cleanup.add(call)
+        self._cleanup.add(self._activity.close)
+        self.view = FinetuneView(self.settings)
+        self.decision = Decision(self.work, self.view.result)
+        Scrolling(self.view, self)
+        self._show_timer = delayed(self, _SHOW_AFTER, self._show_state)
+        correct = self.corrections
+        self.keys = DockKeys(
+            self.viewer,
+            {
+                "mark_checked": lambda: correct.mark(True, mouse=True),
+                "take_back": lambda: correct.mark(False, mouse=True),
+                "complete_region": weakly(correct.complete_region),
+                "next_unchecked": weakly(correct.next_place),
+            },
+            FINETUNE_KEYS,
+        )
+        self._cleanup.add(self.keys.release)
+        self._connect()
+        self._layers_changed()
+        self.read_models()
+
+    def _connect(self) -> None:
+        view, work, run, correct = self.view, self.work, self.run, self.corrections
+        decision = self.decision
+        view.new.clicked.connect(lambda *_: self._ask_for_new())
+        view.open.clicked.connect(lambda *_: self._ask_to_open())
+        view.form.created.connect(lambda folder, what: self.create_project(folder, **what))
+        view.form.browse.clicked.connect(lambda *_: self._ask_for_parent())
+        view.project.activated.connect(self._project_picked)
+        view.images.activated.connect(self._image_picked)
+        view.labels.activated.connect(self._labels_picked)
+        correcting = view.correcting
+        correcting["mark_checked"].clicked.connect(lambda *_: correct.mark(True))
+        correcting["take_back"].clicked.connect(lambda *_: correct.mark(False))
+        correcting["complete_region"].clicked.connect(lambda *_: correct.complete_region())
+        correcting["next_unchecked"].clicked.connect(lambda *_: correct.next_place())
+        view.add.clicked.connect(lambda *_: correct.add_object())
+        view.erase.clicked.connect(lambda *_: correct.erase_object())
+        view.name_keys(self.keys.text)
+        view.go.clicked.connect(lambda *_: self.finetune())
+        view.resume.clicked.connect(lambda *_: self.resume())
+        view.stop.clicked.connect(lambda *_: self._steer(run.stop))
+        view.pause.toggled.connect(self._pause)
+        view.cancel.clicked.connect(lambda *_: run.cancel())
+        for failed in (work.failed, correct.failed, decision.failed):
+            failed.connect(view.message.tell_error)
+        for said in (correct.said, decision.said):
+            said.connect(self._say)
+        work.changed.connect(self._show_timer.start)
+        work.opened.connect(self._opened)
+        run.progressed.connect(self._progressed)
+        run.point.connect(view.curve.add)
+        run.done.connect(self._done)
+        decision.changed.connect(self._decided)
+        run.failed.connect(self._failed)
+        run.lost.connect(self._lost)
+        run.cancelled.connect(self._cancelled)
+        layers = self.viewer.layers
+        for emitter in (layers.events.inserted, layers.events.removed):
+            self._cleanup.connect(emitter, self._layers_changed)
+        self._cleanup.connect(layers.selection.events.active, self._active_changed)
+        session().models_changed.connect(self.read_models)
+
+    # Lists
+
+    def read_models(self) -> None:
+        """Read the library again, in a thread."""
+        self._background.run(read_library, self._list_models, self.view.message.tell_error)
+
+    def _list_models(self, entries: list[dict[str, Any]]) -> None:
+        self.models = entries
+        self._show_models()
+        self._show_timer.start()
+
+    def _show_models(self) -> None:
+        project = self.work.project
+        if project is None:
+            self.view.list_models([], "")
+            return
+        known = startable(self.models, project)
+        current = project.model
+        if current not in [reference for _, reference in known]:
+            segmented = self._model_of_labels()
+            current = segmented if segmented in [r for _, r in known] else ""
+            current = current or (known[0][1] if known else "")
+        self.view.list_models(known, current)
+
+    def _model_of_labels(self) -> str:
+        own = getattr(self.corrections.labels, "metadata", {}).get("tttunet") or {}
+        model = own.get("model")
+        return str(model.get("name", "")) if isinstance(model, dict) else ""
+
+    def _layers_changed(self, *_: Any) -> None:
+        from napari.layers import Labels
+
+        found = [layer for layer in self.viewer.layers if isinstance(layer, Labels)]
+        annotation, source = self.work.annotation, self.work.source
+        if annotation is not None and source is not None:
+            gone = annotation.layer not in found or source.layer not in self.viewer.layers
+            if gone:
+                self.work.forget_layer()
+        if self.corrections.labels not in found:
+            self.corrections.choose(None)
+        self._active_changed()
+        self._list_labels()
+
+    def _list_labels(self) -> None:
+        from napari.layers import Labels
+
+        shown = [
+            layer
+            for layer in reversed(self.viewer.layers)
+            if isinstance(layer, Labels) and layer.editable
+        ]
+        self.view.list_labels(shown, self.corrections.labels)
+
+    def _active_changed(self, *_: Any) -> None:
+        from napari.layers import Labels
+
+        active = self.viewer.layers.selection.active
+        if isinstance(active, Labels) and active.editable and active is not self.corrections.labels:
+            self.corrections.choose(active)
+            self._list_labels()
+        self._show_timer.start()
+
+    def _labels_picked(self, index: int) -> None:
+        layer = self.view.labels.itemData(index)
+        if layer is not None and layer in self.viewer.layers:
+            self.viewer.layers.selection.active = layer
+
+    def _show_state(self) -> None:
+        work, view = self.work, self.view
+        project = work.project
+        folder = str(project.folder) if project is not None else ""
+        view.list_projects(work.recent, folder)
+        images = [(image.name, image.id) for image in project.images] if project else []
+        view.list_images(images, work.image.id if work.image is not None else "")
+        used = _NO_PROJECT
+        if project is not None:
+            used = f"Will be used: {work.text}." if work.text else ""
+        running = self.run.running or self._preparing
+        view.show_state(used, self.corrections.labels is not None, project is not None, running)
+        run = remembered_run(project) if project is not None and not running else None
+        resumable = project is not None and can_resume(project, run)
+        view.resume.setVisible(resumable)
+
+    def _say(self, text: str) -> None:
+        self.view.message.tell("info", text)
+
+    # Projects
+
+    def create_project(self, folder: Path, **what: Any) -> None:
+        """Make a project and open it; see `Project.create`."""
+        self.view.form.hide()
+        self.view.message.clear()
+        self.settings.set("finetune.parent", str(folder.parent))
+        self.settings.save_soon()
+        self.work.create(folder, model=self._model_of_labels(), **what)
+
+    def open_project(self, folder: str | Path) -> None:
+        """Open a project, and show the image that was corrected last."""
+        self.view.message.clear()
+        self.work.open(folder)
+
+    def _opened(self) -> None:
+        project = self.work.project
+        assert project is not None
+        self._show_models()
+        self.decision.forget()
+        self.view.curve.hide()
+        if project.problems:
+            self.view.message.tell("warning", " ".join(project.problems[:3]))
+        run = remembered_run(project)
+        if run is not None and "result" in run:
+            self.decision.show(run)
+        elif can_resume(project, run):
+            self._say("A fine-tuning was interrupted. Press Resume to go on with it.")
+
+    def _ask_for_new(self) -> None:
+        labels, work = self.corrections.labels, self.work
+        task, dim = "instance", 2
+        if work.annotation is not None:
+            task, dim = work.annotation.task, work.annotation.dim
+        elif labels is not None and task_of(labels):
+            task, dim = task_of(labels) or (task, dim)
+        name = work.source.layer.name if work.source is not None else "my-cells"
+        model = self._model_of_labels()
+        entry = next((e for e in self.models if e["name"] == model and e["error"] is None), {})
+        named = [str(one.get("name", "")) for one in entry.get("labels", [])]
+        classes = ", ".join(one for one in named if one) or "object"
+        parent = self.settings.get("finetune.parent", str(Path.home()))
+        self.view.form.ask(f"{name}-project", parent, task, dim, classes)
+
+    def _ask_for_parent(self) -> None:
+        ask_for_path(
+            self,
+            "Where the project is made",
+            lambda paths: self.view.form.parent_folder.setText(paths[0]),
+            folder=self.view.form.parent_folder.text(),
+            mode=QFileDialog.FileMode.Directory,
+        )
+
+    def _ask_to_open(self) -> None:
+        ask_for_path(
+            self,
+            "Open a project",
+            lambda paths: self.open_project(paths[0]),
+            folder=self.settings.get("finetune.parent", ""),
+            mode=QFileDialog.FileMode.Directory,
+        )
+
+    def _project_picked(self, index: int) -> None:
+        folder = self.view.project.itemData(index)
+        project = self.work.project
+        if folder and (project is None or folder != str(project.folder)):
+            self.open_project(folder)
+
+    def _image_picked(self, index: int) -> None:
+        image = self.view.images.itemData(index)
+        if image:
+            self.work.show_image(image)
+
+    # Running
+
+    def finetune(self) -> None:
+        """Check what there is, and begin; what goes wrong is told in the dock."""
+        project = self.work.project
+        if project is None or self.run.running or self._preparing:
+            return
+        reference = str(self.view.model.currentData() or "")
+        options = self.view.expert.options()
+        classes = self._classes_of(reference)
+
+        def prepare(project: Project) -> tuple[list[Any], dict[str, Any]]:
+            found = check(project, classes)
+            if any(finding.stops for finding in found):
+                return found, {}
+            old = remembered_run(project)
+            if old is not None:
+                discard(project, old, "fine-tuning left undecided")
+            run = {"folder": project.new_run().name, "model": reference,
+                   "options": {**options, "name": version_name(project, reference)}}  # fmt: skip
+            remember_run(project, run)
+            return found, run
+
+        self._prepare()
+        self.work.flush(self._begin, prepare)
+
+    def _prepare(self) -> None:
+        self._preparing = True
+        self._resumed = False
+        self.view.message.clear()
+        self.decision.forget()
+        self.view.curve.clear()
+        self.view.curve.show()
+        self.view.progress.report("saving the corrections")
+        self._show_state()
+
+    def _classes_of(self, reference: str) -> dict[int, str] | None:
+        entry = next((e for e in self.models if e["name"] == reference), None)
+        if entry is None or entry["task"] != "semantic":
+            return None
+        return {int(one["value"]): str(one["name"]) for one in entry["labels"]}
+
+    def _begin(self, prepared: tuple[list[Any], dict[str, Any]]) -> None:
+        findings, run = prepared
+        self._preparing = False
+        if not run:
+            self.view.progress.finish()
+            self.view.curve.hide()
+            self.view.message.tell("warning", findings[0].text)
+            self._show_state()
+            return
+        if findings:
+            self.view.message.tell("info", " ".join(finding.text for finding in findings[:3]))
+        self._start(run, resume=False)
+
+    def resume(self) -> None:
+        """Go on with the run that was interrupted."""
+        project = self.work.project
+        run = remembered_run(project) if project is not None else None
+        if project is None or run is None or self.run.running or self._preparing:
+            return
+        self._prepare()
+        self._resumed = True
+        self.work.flush(self._begin_again, lambda project: run)
+
+    def _begin_again(self, run: dict[str, Any]) -> None:
+        self._preparing = False
+        self._start(run, resume=True)
+
+    def _start(self, run: dict[str, Any], resume: bool) -> None:
+        project = self.work.project
+        if project is None:  # closed meanwhile
+            self._show_state()
+            return
+        self._started = run
+        self.view.pause.setChecked(False)
+        self.run.start(
+            project.folder,
+            model_folder(project, run["model"]),
+            run_folder(project, run),
+            run["options"],
+            self._seen() if self.view.expert.preview.isChecked() else None,
+            resume,
+        )
+        self.view.progress.report("waiting for the engine")
+        self._show_state()
+
+    def _seen(self) -> View | None:
+        """What the user looks at, of the image that is corrected."""
+        source = self.work.source
+        if source is None or source.layer not in self.viewer.layers:
+            return None
+        channel = "" if source.channel is None else str(source.channel)
+        try:
+            planes = view_bounds(self.viewer, source.layer, source.axes, "current")
+        except ImageError:
+            return None
+        return View(source.layer, source.axes, planes, channel)
+
+    def _steer(self, call: Any) -> None:
+        try:
+            call()
+        except OutputError as error:
+            self.view.message.tell_error(error)
+
+    def _pause(self, paused: bool) -> None:
+        if not self.run.running:
+            return
+        self._steer(lambda: self.run.pause(paused))
+        if paused:
+            self.view.progress.say("Paused")
+
+    def _progressed(self, stage: str, fraction: float, eta: float | None) -> None:
+        self.view.progress.report(stage, fraction, eta)
+        self._activity.report(stage, fraction)
+
+    def _ended(self) -> None:
+        self.view.progress.finish()
+        self._activity.close()
+        self._show_state()
+
+    def _failed(self, message: str, hint: str, details: str) -> None:
+        if self._resumed and "resumed" in message:
+            hint = "The corrections have changed since. Press Fine-tune to begin anew."
+            message = "The fine-tuning cannot be resumed."
+        self.view.message.tell("error", message, hint, details)
+        self._leave("fine-tuning failed")
+
+    def _lost(self, message: str, hint: str) -> None:
+        project = self.work.project
+        resumable = project is not None and can_resume(project, remembered_run(project))
+        if resumable:
+            told = "Your labels and the model are as they were. Press Resume to go on."
+        else:
+            told = "Your labels and the model are as they were. Press Fine-tune to begin again."
+        self.view.message.tell("error", message, told)
+        self._ended()
+
+    def _cancelled(self) -> None:
+        self._say("Cancelled; everything is as it was.")
+        self.view.curve.hide()
+        self._leave("fine-tuning cancelled")
+
+    def _leave(self, event: str) -> None:
+        """Nothing of the run is of use."""
+        project, run = self.work.project, self._started
+        if project is not None and run:
+            self._background.run(
+                lambda: discard(project, run, event),
+                lambda _: self._show_state(),
+                self.view.message.tell_error,
+            )
+        self._ended()
+
+    def _done(self, result: dict[str, Any]) -> None:
+        self._ended()
+        if self.work.project is not None:
+            self.decision.take(self._started, result)
+
+    def _decided(self) -> None:
+        """A model was kept or not."""
+        if self.decision.run is None:
+            self.view.curve.hide()
+        self._show_models()
+        self._show_state()

@@ -1,0 +1,216 @@
+"""A fine-tuning in the engine, told as Qt signals; no widgets here."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qtpy.QtCore import QObject, Signal
+
+from napari_tttunet.finetune_models import TRAINING
+from napari_tttunet.geometry import Bounds
+from napari_tttunet.layers import image_fields, label_grid, layer_array
+from napari_tttunet.result_layers import PreviewLayer
+from napari_tttunet.session import session
+from tttunet.engine import messages
+from tttunet.engine.job import Job, Preview
+from tttunet.errors import OutputError
+
+#: The preview shows at most so many pixels along an axis: it must not slow the training down.
+PREVIEW_EDGE = 320
+#: The file that steers a run, in its folder.
+CONTROL = "control.txt"
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What the user looks at: a part of an image.
+
+    Attributes:
+        layer: an Image layer.
+        axes: of its data.
+        bounds: per data axis without colours.
+        channel: number of the one channel; empty: all.
+    """
+
+    layer: Any
+    axes: str
+    bounds: Bounds
+    channel: str = ""
+
+    def limited(self) -> View:
+        """The middle of it, if it is large."""
+        bounds = list(self.bounds)
+        for axis, letter in enumerate(self.axes[: len(bounds)]):
+            start, stop = bounds[axis]
+            size = min(stop - start, PREVIEW_EDGE if letter in "YX" else 1)
+            if letter not in "CS":
+                first = start + (stop - start - size) // 2
+                bounds[axis] = (first, first + size)
+        return View(self.layer, self.axes, tuple(bounds), self.channel)
+
+
+class FinetuneRun(QObject):
+    """Runs one fine-tuning at a time.
+
+    Attributes:
+        progressed: stage, fraction, seconds left or None.
+        point: step, and `loss`, `score` or both.
+        noted: a sentence.
+        done: the result, see `tttunet.engine.finetuning.run_finetune`.
+        failed: message, hint, details.
+        lost: message, hint: the worker died, what is done can be resumed.
+        cancelled: the user stopped it.
+    """
+
+    progressed = Signal(str, float, object)
+    point = Signal(int, dict)
+    noted = Signal(str)
+    done = Signal(object)
+    failed = Signal(str, str, str)
+    lost = Signal(str, str)
+    cancelled = Signal()
+
+    def __init__(self, viewer: Any) -> None:
+        super().__init__()
+        self._viewer = weakref.ref(viewer)
+        self._job: Job | None = None
+        self._token: object = None
+        self._folder: Path | None = None
+        self._preview: PreviewLayer | None = None
+        self.paused = False
+        self.stopping = False
+
+    @property
+    def running(self) -> bool:
+        return self._token is not None
+
+    def start(
+        self,
+        project: Path,
+        model: str,
+        folder: Path,
+        options: dict[str, Any],
+        view: View | None,
+        resume: bool = False,
+    ) -> None:
+        """Begin, or go on.
+
+        Args:
+            project: its folder.
+            model: name or folder of the model to start from; empty: a new one.
+            folder: of the run, in the project.
+            options: further arguments of `tttunet.finetune`.
+            view: to preview the model on; None: no preview.
+            resume: from the checkpoint in `folder`.
+        """
+        self._folder, self._token = folder, object()
+        self.paused = self.stopping = False
+        with contextlib.suppress(OSError):
+            (folder / CONTROL).unlink(missing_ok=True)
+        token, viewer = self._token, self._viewer()
+        given: dict[str, Any] = {}
+        if view is not None and viewer is not None:
+            view = view.limited()
+            grid = label_grid(view.layer, view.axes, 0, view.bounds)
+            self._preview = PreviewLayer(viewer, grid, f"{view.layer.name}: preview of fine-tuning")
+            fields = image_fields(view.layer, view.axes, 0, view.bounds)
+            axes = fields.pop("axes")
+            given = {
+                "view": layer_array(view.layer, 0, view.bounds),
+                "axes": axes,
+                "image": fields,
+                "channel": view.channel,
+            }
+        self._job = session().engine.finetune(
+            model,
+            project,
+            folder / TRAINING,
+            control=folder / CONTROL,
+            on_event=lambda job, event: self._hear(token, event),
+            resume=resume,
+            **given,
+            **options,
+        )
+
+    def pause(self, paused: bool) -> None:
+        """Wait, or go on.
+
+        Raises:
+            OutputError: the project cannot be written.
+        """
+        self._say("pause" if paused else "")
+        self.paused = paused
+
+    def stop(self) -> None:
+        """End now with the best model so far.
+
+        Raises:
+            OutputError: the project cannot be written.
+        """
+        self._say("stop")
+        self.paused, self.stopping = False, True
+        self.progressed.emit("keeping the best model", 0.0, None)
+
+    def _say(self, word: str) -> None:
+        assert self._folder is not None
+        try:
+            (self._folder / CONTROL).write_text(word, encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"The engine cannot be told: {error}.") from error
+
+    def cancel(self) -> None:
+        """Stop; `cancelled` follows."""
+        if self._job is not None and not self._job.finished:
+            self.progressed.emit("cancelling", 0.0, None)
+            with contextlib.suppress(OutputError):
+                self._say("")  # what waits hears nothing
+            self._job.cancel()
+
+    def close(self) -> None:
+        """Stop, and tell nothing any more: the dock or the viewer is gone."""
+        job, self._job = self._job, None
+        self._end()
+        if job is not None and not job.finished:
+            job.cancel()
+
+    def _end(self) -> None:
+        self._token = None
+        preview, self._preview = self._preview, None
+        if preview is not None:
+            preview.close()
+
+    def _hear(self, token: object, event: Any) -> None:
+        if token is not self._token:
+            return
+        if isinstance(event, Preview):
+            if self._preview is not None:
+                self._preview.paste(event.bounds, event.labels)
+        elif isinstance(event, messages.Metric):
+            self.point.emit(event.step, dict(event.values))
+        elif isinstance(event, messages.Progress):
+            if not (self.paused or self.stopping):
+                self.progressed.emit(event.stage, event.fraction, event.eta)
+        elif isinstance(event, messages.Started):
+            stage = "starting the engine" if event.cold else "preparing the corrections"
+            self.progressed.emit(stage, 0.0, None)
+        elif isinstance(event, messages.Queued) and event.ahead:
+            self.progressed.emit("waiting for another job", 0.0, None)
+        elif isinstance(event, messages.Log):
+            self.noted.emit(event.message)
+        elif isinstance(event, messages.TERMINAL):
+            self._end()
+            self._finish(event)
+
+    def _finish(self, event: Any) -> None:
+        if isinstance(event, messages.Done):
+            self.done.emit(event.result)
+        elif isinstance(event, messages.Cancelled):
+            self.cancelled.emit()
+        elif isinstance(event, messages.Lost):
+            self.lost.emit(event.message, event.hint)
+        else:
+            self.failed.emit(event.message, event.hint, event.details)

@@ -1,0 +1,325 @@
+"""The controls of the Fine-tune dock and how they are laid out; what they do is in the dock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from qtpy.QtCore import Signal
+from qtpy.QtGui import QDoubleValidator
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QDoubleSpinBox,
+    QLineEdit,
+    QPushButton,
+    QSpinBox,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_tttunet.finetune_curve import Curve
+from napari_tttunet.finetune_result import ResultPanel
+from napari_tttunet.settings import Settings
+from napari_tttunet.widgets import (
+    FoldingSection,
+    MessageLabel,
+    ProgressLine,
+    button_grid,
+    choose,
+    combo_box,
+    explain,
+    form_layout,
+    show_text,
+    side_by_side,
+    text_label,
+)
+
+_TASKS = (("Objects, each with its own number", "instance"), ("Classes", "semantic"))
+_DIMS = (("Slices (2D)", 2), ("Volumes (3D)", 3))
+_PARTS = (
+    ("By the amount of labels", "auto"),
+    ("All weights", "all"),
+    ("Decoder", "decoder"),
+    ("Last layer", "head"),
+)
+#: The data of the entry that starts from nothing.
+NEW_MODEL = ""
+_TIPS = {
+    "mark_checked": "Vouch for the object: with the key that under the mouse, "
+    "with the button the selected label.",
+    "take_back": "The object counts as not checked again.",
+    "complete_region": "Vouch for everything in the chosen shapes, "
+    "or draw a rectangle on the image first. Background counts too.",
+    "next_unchecked": "Go to the next object that nobody checked; those of unusual size first.",
+}
+
+
+class ProjectForm(QWidget):
+    """What is asked before a project is made.
+
+    Attributes:
+        created: folder, and the arguments of `Project.create`.
+    """
+
+    created = Signal(object, dict)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = explain(QLineEdit(), "project_name", "The name of the project and its folder")
+        self.parent_folder = explain(
+            QLineEdit(), "project_parent", "Where the project's folder is made"
+        )
+        self.browse = explain(QPushButton("..."), "project_browse", "Choose the folder")
+        self.task = combo_box("project_task", "What the labels mean", _TASKS)
+        self.dim = combo_box("project_dim", "What the model is to see at a time", _DIMS)
+        self.classes = explain(
+            QLineEdit(),
+            "project_classes",
+            "What the objects are called; of classes the names of label 1, 2, ... with commas",
+        )
+        self.go = explain(QPushButton("Create"), "project_create", "Make the project")
+        self.stop = explain(QPushButton("Not now"), "project_not_now", "Make no project")
+        form = form_layout(self, 12)
+        form.addRow("Name", self.name)
+        form.addRow("In folder", side_by_side(self.parent_folder, self.browse))
+        form.addRow("Labels are", self.task)
+        form.addRow("Called", self.classes)
+        form.addRow("Model sees", self.dim)
+        form.addRow(button_grid([self.go, self.stop]))
+        self.go.clicked.connect(self._create)
+        self.stop.clicked.connect(self.hide)
+        self.hide()
+
+    def ask(self, name: str, folder: str, task: str, dim: int, classes: str) -> None:
+        """Show the form with proposals."""
+        for field, text in ((self.name, name), (self.parent_folder, folder)):
+            field.setText(text)
+        self.classes.setText(classes)
+        choose(self.task, task)
+        choose(self.dim, dim)
+        self.show()
+
+    def _create(self) -> None:
+        name = self.name.text().strip() or "project"
+        names = [one.strip() for one in self.classes.text().split(",") if one.strip()]
+        what = {
+            "name": name,
+            "task": self.task.currentData(),
+            "dim": self.dim.currentData(),
+            "classes": dict(enumerate(names or ["object"], start=1)),
+        }
+        folder = Path(self.parent_folder.text().strip() or ".").expanduser()
+        self.created.emit(folder / name.replace("/", "-"), what)
+
+
+class Expert(QWidget):
+    """What decides a fine-tuning beside the labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        form = form_layout(self, 12)
+        self.parts = combo_box("parts", "Which weights of the network move", _PARTS)
+        self.rate = explain(QLineEdit(), "learning_rate", "At the beginning; empty: automatic")
+        self.rate.setPlaceholderText("automatic")
+        self.rate.setValidator(QDoubleValidator(0.0, 1.0, 9))
+        self.minutes = explain(
+            QDoubleSpinBox(), "minutes", "The training ends after so long at the latest"
+        )
+        self.minutes.setRange(0.0, 1e5)
+        self.minutes.setDecimals(1)
+        self.steps = explain(QSpinBox(), "steps", "The training ends after so many steps")
+        self.steps.setRange(0, 10**6)
+        for box in (self.minutes, self.steps):
+            box.setSpecialValueText("automatic")
+        self.replay = explain(
+            QCheckBox("Train on earlier data too"),
+            "replay",
+            "Keeps the model from forgetting what it knew, if such data lie beside it.",
+        )
+        self.replay.setChecked(True)
+        self.preview = explain(
+            QCheckBox("Preview what I see"),
+            "preview",
+            "Every few seconds, the model of the moment is tried on the middle of your view.",
+        )
+        self.preview.setChecked(True)
+        self.seed = explain(
+            QSpinBox(), "seed", "Decides what is held out, and the order of the training"
+        )
+        self.seed.setRange(0, 2**31 - 1)
+        form.addRow("Trained part", self.parts)
+        form.addRow("Learning rate", self.rate)
+        form.addRow("Minutes", self.minutes)
+        form.addRow("Steps", self.steps)
+        form.addRow("Seed", self.seed)
+        form.addRow(self.replay)
+        form.addRow(self.preview)
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of `tttunet.finetune`; what is automatic is left out."""
+        options: dict[str, Any] = {
+            "parts": self.parts.currentData(),
+            "seed": self.seed.value(),
+            "replay": self.replay.isChecked(),
+        }
+        rate, _ = self.rate.locale().toDouble(self.rate.text())
+        if rate > 0:
+            options["learning_rate"] = rate
+        if self.minutes.value() > 0:
+            options["max_minutes"] = self.minutes.value()
+        if self.steps.value() > 0:
+            options["steps"] = self.steps.value()
+        return options
+
+
+class FinetuneView(QWidget):
+    """All controls."""
+
+    def __init__(self, settings: Settings, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.message, self.progress, self.curve = MessageLabel(), ProgressLine(), Curve()
+        self.form, self.expert, self.result = ProjectForm(), Expert(), ResultPanel()
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(8, 8, 8, 8)
+        self._project(layout)
+        self._correcting(layout)
+        self._training(layout, settings)
+        layout.addWidget(self.progress)
+        layout.addWidget(self.message)
+        layout.addWidget(self.running)
+        layout.addWidget(self.curve)
+        layout.addWidget(self.result)
+        layout.addStretch(1)
+        self.curve.hide()
+
+    def _project(self, layout: QVBoxLayout) -> None:
+        self.project = combo_box("project", "The project that keeps corrections and models")
+        self.new = explain(QPushButton("New"), "new_project", "Make a project")
+        self.open = explain(QPushButton("Open..."), "open_project", "Open the folder of a project")
+        form = form_layout()
+        form.addRow("Project", side_by_side(self.project, self.new, self.open))
+        self.images = combo_box("project_images", "Show an image of the project")
+        form.addRow("Image", self.images)
+        self.labels = combo_box("finetune_labels", "The labels that are corrected")
+        form.addRow("Labels", self.labels)
+        layout.addLayout(form)
+        layout.addWidget(self.form)
+
+    def _correcting(self, layout: QVBoxLayout) -> None:
+        self.used = text_label("will_be_used", "What the model will learn from")
+        layout.addWidget(self.used)
+        names = (
+            ("mark_checked", "Mark as checked"),
+            ("take_back", "Not checked"),
+            ("complete_region", "Complete region"),
+            ("next_unchecked", "Next place"),
+        )
+        self.correcting = {
+            name: explain(QPushButton(text), name, _TIPS[name]) for name, text in names
+        }
+        self.add = explain(
+            QPushButton("Add object"),
+            "add_object",
+            "Paint an object that is missing, with a number that none has",
+        )
+        self.erase = explain(
+            QPushButton("Erase object"), "erase_object", "Remove the selected object"
+        )
+        layout.addLayout(button_grid([*self.correcting.values(), self.add, self.erase]))
+
+    def _training(self, layout: QVBoxLayout, settings: Settings) -> None:
+        self.model = combo_box("start_from", "The model to improve; it is never changed itself")
+        form = form_layout()
+        form.addRow("Start from", self.model)
+        layout.addLayout(form)
+        layout.addWidget(
+            FoldingSection("Expert", self.expert, "expert_button", settings, "finetune.expert")
+        )
+        self.go = explain(
+            QPushButton("Fine-tune"), "finetune", "Train on what is checked, in the background"
+        )
+        self.go.setStyleSheet("font-weight: bold; padding: 5px;")
+        self.resume = explain(
+            QPushButton("Resume"), "resume", "Go on with the fine-tuning that was interrupted"
+        )
+        layout.addWidget(self.resume)
+        layout.addWidget(self.go)
+        self.stop = explain(
+            QPushButton("Stop, keep the best"), "stop", "End now, with the best model so far"
+        )
+        self.pause = explain(QPushButton("Pause"), "pause", "Wait, so that others can compute")
+        self.pause.setCheckable(True)
+        self.cancel = explain(
+            QPushButton("Cancel"), "cancel_finetune", "End, and leave everything as it was"
+        )
+        self.running = QWidget()
+        buttons = button_grid([self.stop, self.pause, self.cancel])
+        self.running.setLayout(buttons)
+        self.running.hide()
+        self.resume.hide()
+
+    def name_keys(self, text: Callable[[str], str]) -> None:
+        """Name the keys of the actions in the tooltips."""
+        for name, button in self.correcting.items():
+            button.setToolTip(_TIPS[name] + text(name))
+
+    def list_projects(self, folders: Sequence[str], current: str) -> None:
+        """Recent projects; `current` is the folder of the open one, or empty."""
+        self.project.clear()
+        if not current:
+            self.project.addItem("None is open", "")
+        for folder in folders:
+            self.project.addItem(Path(folder).name, folder)
+            self.project.setItemData(self.project.count() - 1, folder, 3)  # as the tooltip
+        choose(self.project, current)
+
+    def list_images(self, images: Sequence[tuple[str, str]], current: str) -> None:
+        """Names and ids of the project's images."""
+        self.images.clear()
+        if not images:
+            self.images.addItem("None yet: it comes with its first correction", "")
+        elif not current:
+            self.images.addItem("Choose one to see it", "")
+        for name, image_id in images:
+            self.images.addItem(name, image_id)
+        choose(self.images, current)
+        self.images.setEnabled(bool(images))
+
+    def list_labels(self, layers: Sequence[Any], current: Any) -> None:
+        self.labels.clear()
+        for layer in layers:
+            self.labels.addItem(layer.name, layer)
+        if current is not None:
+            for place in range(self.labels.count()):
+                if self.labels.itemData(place) is current:
+                    self.labels.setCurrentIndex(place)
+        if not layers:
+            self.labels.addItem("Segment an image first", None)
+        self.labels.setEnabled(bool(layers))
+
+    def list_models(self, models: Sequence[tuple[str, str]], current: str) -> None:
+        """Texts and references of the models to start from."""
+        self.model.clear()
+        for text, reference in models:
+            self.model.addItem(text, reference)
+        self.model.addItem("A new model from my labels", NEW_MODEL)
+        choose(self.model, current)
+
+    def show_state(self, used: str, correcting: bool, ready: bool, running: bool) -> None:
+        """What is said, and what can be pressed.
+
+        Args:
+            used: what will be used, in words.
+            correcting: there are labels to correct.
+            ready: a project is open.
+            running: a fine-tuning is under way.
+        """
+        show_text(self.used, used)
+        for button in (*self.correcting.values(), self.add, self.erase):
+            button.setEnabled(correcting)
+        self.go.setVisible(not running)
+        self.go.setEnabled(ready)
+        self.running.setVisible(running)
+        for widget in (self.project, self.new, self.open, self.model, self.expert):
+            widget.setEnabled(not running)
