@@ -12,8 +12,9 @@ from napari_tttunet.dock_work import Background, weakly
 from napari_tttunet.finetune_images import Source
 from napari_tttunet.finetune_project import ProjectWork
 from napari_tttunet.geometry import Transform
-from napari_tttunet.keys import Objects, look_at, odd_first
+from napari_tttunet.keys import look_at
 from napari_tttunet.layers import label_grid
+from napari_tttunet.objects import Objects, odd_first
 from napari_tttunet.regions import world_factors
 from tttunet.errors import ImageError, TTTUNetError
 from tttunet.projects import ProjectError, Region
