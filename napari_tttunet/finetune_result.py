@@ -199,6 +199,7 @@ class ResultPanel(QWidget):
         """The model was kept; `used`: one can still go back to the old one."""
         self.keep.setEnabled(False)
         self.both.setEnabled(False)
+        self.revert.setEnabled(True)
         self.revert.setText("Go back to the old model" if used else "Close")
         told = "and is used from now on" if used else "; the project goes on with the old one"
         show_text(self.scores, f"{self.scores.text()}\nKept as '{name}' {told}.")
