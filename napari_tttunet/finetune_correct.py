@@ -296,6 +296,4 @@ class Corrections(QObject):
         centre = annotation.in_layer(objects.centres[at])
         look_at(self._viewer, self.labels, centre)
         self.labels.selected_label = int(left[0])
-        self.said.emit(
-            f"Object {left[0]}, {int(objects.sizes[at])} pixels; {len(numbers)} are not checked."
-        )
+        self.said.emit(f"Object {left[0]}, {objects.order}; {len(numbers)} are not checked.")
