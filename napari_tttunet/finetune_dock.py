@@ -218,7 +218,7 @@ class FinetuneDock(QWidget):
         view.show_state(used, self.corrections.labels is not None, project is not None, running)
         run = remembered_run(project) if project is not None and not running else None
         resumable = project is not None and can_resume(project, run)
-        view.resume.setVisible(resumable)
+        view.resume.setVisible(resumable and self.decision.run is None)
 
     def _say(self, text: str) -> None:
         self.view.message.tell("info", text)

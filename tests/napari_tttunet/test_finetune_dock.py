@@ -148,7 +148,7 @@ def test_the_worker_is_killed_and_the_fine_tuning_resumed(tuning: Tuning, tmp_pa
     tuning.click("resume")
     tuning.finished()
     assert tuning.dock.decision.run["result"]["steps"] == 40
-    assert not tuning.find("resume").isVisible()
+    tuning.until(lambda: not tuning.find("resume").isVisible())
     assert tuning.find("keep").isEnabled()
 
 
