@@ -116,7 +116,8 @@ class FinetuneRun(QObject):
         if view is not None and viewer is not None:
             view = view.limited()
             grid = label_grid(view.layer, view.axes, 0, view.bounds)
-            self._preview = PreviewLayer(viewer, grid, f"{view.layer.name}: preview of fine-tuning")
+            name = f"{view.layer.name}: preview of fine-tuning"
+            self._preview = PreviewLayer(viewer, grid, name, after=0)
             fields = image_fields(view.layer, view.axes, 0, view.bounds)
             axes = fields.pop("axes")
             given = {
