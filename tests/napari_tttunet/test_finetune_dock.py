@@ -254,7 +254,7 @@ def test_a_region_is_drawn_and_the_next_place_found(tuning: Tuning, tmp_path: Pa
     tuning.click("take_back")
     assert annotation.state[60, 5] == UNKNOWN
     tuning.press("next_unchecked")
-    tuning.until(lambda: "not checked" in tuning.message and "pixels" in tuning.message)
+    tuning.until(lambda: "not checked" in tuning.message and "sizes first" in tuning.message)
     assert labels.selected_label == 90
     tuning.click("erase_object")
     assert labels.data[60, 5] == 0
