@@ -42,6 +42,7 @@ class GarbageCollection(QObject):
             gc.enable()
 
     def _look(self) -> None:
+        gc.disable()  # libraries that turn it off for a moment turn it on again
         due = [
             generation
             for generation, (count, limit) in enumerate(

@@ -31,6 +31,7 @@ def churn() -> None:
 
 def collecting_threads(qtbot: Any, work: Any) -> set[str]:
     """In which threads a widget of a cycle was destroyed while `work` ran in another one."""
+    qtbot.waitUntil(lambda: not gc.isenabled())
     found: list[str] = []
     weakref.finalize(Pair().widget, lambda: found.append(threading.current_thread().name))
     thread = threading.Thread(target=work, name="another")
@@ -50,6 +51,11 @@ def test_the_window_thread_collects_what_gathers(qtbot: Any) -> None:
     kept = [[] for _ in range(2000)]
     qtbot.waitUntil(lambda: bool(found), timeout=10_000)
     assert len(kept) == 2000
+
+
+def test_collection_is_taken_over_again_from_whoever_turned_it_on(qtbot: Any) -> None:
+    gc.enable()
+    qtbot.waitUntil(lambda: not gc.isenabled())
 
 
 def test_the_last_one_leaves_collection_to_python_again(qtbot: Any) -> None:
