@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,10 +74,10 @@ def run_batch(plan: Batch, debug: bool = False) -> None:
         job = engine.request(
             BatchRequest(plan.model_dump(mode="json")), lambda _, event: display.hear(event)
         )
-        try:
-            while not job.finished:
-                job.wait(0.2)  # in pieces, so that Ctrl-C is heard on Windows too
-        except KeyboardInterrupt:
+        with _first_ctrl_c() as pressed:
+            while not job.finished and not pressed:
+                job.wait(0.2)
+        if pressed:
             bar.note("Stopping after this tile.")
             job.cancel()
             job.wait()
@@ -92,6 +95,26 @@ def run_batch(plan: Batch, debug: bool = False) -> None:
 
         report_failures(display.failures, display.total)
         raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _first_ctrl_c() -> Iterator[list[int]]:
+    """A list that Ctrl-C puts something into; a second one interrupts as usual.
+
+    As an exception it might come while this thread holds a lock of the engine, for good.
+    """
+    pressed: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def press(number: int, _frame: Any) -> None:
+        pressed.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Display:
