@@ -49,6 +49,7 @@ def largest(labels: np.ndarray) -> int:
     return int(counts.argmax())
 
 
+@pytest.mark.slow  # a training of a minute
 def test_segment_paint_mark_finetune_and_keep(viewer: Any, qtbot: Any, tmp_path: Path) -> None:
     add_sample(viewer, size=128)
     segment = Dock(viewer, qtbot)
