@@ -26,9 +26,13 @@ pytestmark = pytest.mark.usefixtures("one_engine", "own_settings")
 
 @pytest.fixture(scope="module", autouse=True)
 def _own_library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    from napari_tttunet.session import close_session
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TTTUNET_MODELS", str(tmp_path_factory.mktemp("models")))
+        close_session()  # a worker of other tests has another library
         yield
+        close_session()
 
 
 @pytest.fixture
@@ -49,7 +53,6 @@ def largest(labels: np.ndarray) -> int:
     return int(counts.argmax())
 
 
-@pytest.mark.slow  # a training of a minute
 def test_segment_paint_mark_finetune_and_keep(viewer: Any, qtbot: Any, tmp_path: Path) -> None:
     add_sample(viewer, size=128)
     segment = Dock(viewer, qtbot)
