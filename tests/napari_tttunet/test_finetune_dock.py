@@ -89,7 +89,7 @@ def test_segment_paint_mark_finetune_and_keep(viewer: Any, qtbot: Any, tmp_path:
         assert vouched[painted].all()
 
     # A single object: nothing is held out, so that the new model counts.
-    tuning.tiny_budget()
+    tuning.tiny_budget(100)  # longer than the first preview takes to come
     tuning.click("finetune")
     tuning.until(lambda: any("preview" in layer.name for layer in viewer.layers))
     tuning.finished()
