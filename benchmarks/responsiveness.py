@@ -3,9 +3,10 @@
 A real viewer (on Xvfb where there is no DISPLAY), a timer of 5 ms in its thread, and the docks
 operated by their buttons: segmenting 2048 x 2048 pixels with previews, a batch over files, a short
 training, measuring 100 000 objects, and nothing at all for comparison. Every phase runs twice: for
-the gaps between ticks, and for the time spent in the plugin's own code. Then, each in a fresh
-process: how long a dock takes to open and what it imports, and the time to the first labels of a
-512 x 512 image with a cold and a warm worker.
+the gaps between ticks, and for the time spent in the plugin's own code, apart from what napari does
+there (draws a layer that is added); what napari takes without the plugin is told, too. Then, each
+in a fresh process: how long a dock takes to open and what it imports, and the time to the first
+labels of a 512 x 512 image with a cold and a warm worker.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def main() -> None:
             return
         docks = {name: rounds(f"dock {name}", options.rounds) for name in DOCKS}
         first = rounds("first", options.rounds)
+        napari = rounds("napari", options.rounds)
     result = {
         "timer_period_ms": PERIOD,
         "limit_ms": LIMIT,
@@ -65,8 +67,9 @@ def main() -> None:
         "phases": phases,
         "docks": docks,
         "first_labels_512": first,
+        "napari_itself": napari,
     }
-    for name in ("docks", "first_labels_512"):
+    for name in ("docks", "first_labels_512", "napari_itself"):
         print(name, result[name])
     from record import write_result
 
@@ -194,11 +197,13 @@ def _tiled(name: str, size: int) -> np.ndarray:
 
 def measure_phases(names: Any) -> dict[str, Any]:
     """Every phase twice: gaps, then our own time."""
+    import napari
+    import vispy
+
     import napari_tttunet
     import tttunet
 
-    folders = [Path(package.__file__).resolve().parent for package in (napari_tttunet, tttunet)]
-    folders += [Path(package.__file__).parent for package in (napari_tttunet, tttunet)]
+    own, theirs = _folders(napari_tttunet, tttunet), _folders(napari, vispy)
     found = {}
     for name in names:
         stage = Stage()
@@ -209,13 +214,21 @@ def measure_phases(names: Any) -> dict[str, Any]:
             act()
             stage.wait(_AFTER)
         stage.wait(_AFTER)
-        with OwnTime(*folders) as own:
+        with OwnTime(own, theirs) as times:
             act()
             stage.wait(_AFTER)
-        found[name] = {"gaps": meter.summary(), "ours": own.summary()}
-        print(name, found[name], *own.longest(), sep="\n  ", file=sys.stderr, flush=True)
+        found[name] = {"gaps": meter.summary(), "ours": times.summary()}
+        print(name, found[name], *times.longest(), sep="\n  ", file=sys.stderr, flush=True)
         stage.close()
     return found
+
+
+def _folders(*packages: Any) -> list[Path]:
+    """Where their code is, with and without links."""
+    return [
+        path for package in packages
+        for path in (Path(package.__file__).parent, Path(package.__file__).resolve().parent)
+    ]  # fmt: skip
 
 
 def _engine_busy() -> bool:
@@ -388,6 +401,31 @@ print(time.perf_counter() - start)
 """
 
 
+def napari_itself(_: Any = None) -> dict[str, Any]:
+    """Milliseconds that napari takes for a labels layer of 2048 x 2048 pixels, without us."""
+    stage = Stage()
+    stage.viewer.add_image(sample_image(2048))
+    labels = np.tile(sample_labels(1), (8, 8))[:2048, :2048]
+    stage.viewer.layers.remove(stage.viewer.add_labels(labels))
+    stage.wait(1.0)
+    found = {}
+    layer: Any = None
+
+    def take(name: str, act: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = act()
+        found[name] = 1000 * (time.perf_counter() - start)
+        stage.wait(0.5)
+        return result
+
+    layer = take("add_ms", lambda: stage.viewer.add_labels(labels))
+    take("refresh_ms", layer.refresh)
+    take("new_pixels_ms", lambda: setattr(layer, "data", labels[::-1].copy()))
+    take("remove_ms", lambda: stage.viewer.layers.remove(layer))
+    stage.close()
+    return found
+
+
 def first_labels(_: Any = None) -> dict[str, Any]:
     """Seconds to the labels of an image of 512 x 512 pixels."""
     stage = Stage()
@@ -417,6 +455,7 @@ def first_labels(_: Any = None) -> dict[str, Any]:
 INSIDE: dict[str, Callable[..., dict[str, Any]]] = {
     "phases": measure_phases,
     "first": first_labels,
+    "napari": napari_itself,
     **{f"dock {name}": lambda _, name=name: open_dock(name) for name in DOCKS},
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -15,6 +16,8 @@ import numpy as np
 PERIOD = 5
 #: What a person begins to feel, in milliseconds.
 LIMIT = 50.0
+#: Whose time it is.
+OWN, THEIRS = "own", "theirs"
 
 
 class GapMeter:
@@ -76,20 +79,23 @@ class GapMeter:
 class OwnTime:
     """Times every call from outside into some packages, in the window's thread.
 
-    What these packages call counts as theirs: a layer that is added by us, napari's part of that
-    included. Python's profiler makes everything slower, so numbers are upper limits, and gaps are
-    measured without it.
+    A call that leads on into napari (a layer is added, and napari draws it) is told in two parts,
+    ours and napari's; what Qt and all other libraries do counts for whoever called them. Python's
+    profiler makes everything slower, so numbers are upper limits, and gaps are measured without it.
 
     Args:
-        folders: of the packages.
+        own: folders of the packages.
+        theirs: folders of napari and its own parts.
     """
 
-    def __init__(self, *folders: Path) -> None:
-        self._folders = tuple(str(folder) for folder in folders)
-        self._known: dict[CodeType, bool] = {}
-        self._outer: FrameType | None = None
-        self._start = 0.0
-        self.calls: list[tuple[float, str]] = []
+    def __init__(self, own: Sequence[Path], theirs: Sequence[Path]) -> None:
+        self._folders = {OWN: tuple(map(str, own)), THEIRS: tuple(map(str, theirs))}
+        self._known: dict[CodeType, str] = {}
+        # Frames at which the one who is charged changes.
+        self._open: list[tuple[FrameType, str]] = []
+        self._spent = {OWN: 0.0, THEIRS: 0.0}
+        self._since = 0.0
+        self.calls: list[tuple[float, float, str]] = []
 
     def __enter__(self) -> OwnTime:
         sys.setprofile(self._hear)
@@ -100,38 +106,45 @@ class OwnTime:
 
     def _hear(self, frame: FrameType, event: str, _: Any) -> None:
         if event == "call":
-            if self._outer is None and self._is_own(frame.f_code):
-                self._outer, self._start = frame, time.perf_counter()
-        elif event == "return" and frame is self._outer:
-            self.calls.append((1000 * (time.perf_counter() - self._start), _name(frame.f_code)))
-            self._outer = None
+            kind = self._kind(frame.f_code)
+            if kind and (kind != self._open[-1][1] if self._open else kind == OWN):
+                self._charge()
+                self._open.append((frame, kind))
+        elif event == "return" and self._open and frame is self._open[-1][0]:
+            self._charge()
+            self._open.pop()
+            if not self._open:
+                self.calls.append((self._spent[OWN], self._spent[THEIRS], _name(frame.f_code)))
+                self._spent = {OWN: 0.0, THEIRS: 0.0}
 
-    def _is_own(self, code: CodeType) -> bool:
-        own = self._known.get(code)
-        if own is None:
-            own = self._known[code] = code.co_filename.startswith(self._folders)
-        return own
+    def _charge(self) -> None:
+        now = time.perf_counter()
+        if self._open:
+            self._spent[self._open[-1][1]] += 1000 * (now - self._since)
+        self._since = now
+
+    def _kind(self, code: CodeType) -> str:
+        kind = self._known.get(code)
+        if kind is None:
+            starts = code.co_filename.startswith
+            kind = next((kind for kind, paths in self._folders.items() if starts(paths)), "")
+            self._known[code] = kind
+        return kind
 
     def summary(self) -> dict[str, Any]:
-        """The longest call, the function it was, and how many were longer than the limit."""
-        longest = max(self.calls, default=(0.0, ""))
+        """The longest call without napari's part and the function it was, how many were longer
+        than the limit, and the longest of napari's parts."""
+        longest = max(self.calls, default=(0.0, 0.0, ""))
         return {
             "calls": len(self.calls),
-            "total_ms": round(sum(one[0] for one in self.calls), 1),
+            "total_ms": round(sum(own for own, _, _ in self.calls), 1),
             "max_ms": round(longest[0], 1),
-            "longest": longest[1],
-            "over_limit": sum(one[0] > LIMIT for one in self.calls),
+            "longest": longest[2],
+            "over_limit": sum(own > LIMIT for own, _, _ in self.calls),
+            "napari_max_ms": round(max((theirs for _, theirs, _ in self.calls), default=0.0), 1),
         }
 
-    def totals(self) -> dict[str, tuple[int, float]]:
-        """Calls and milliseconds by function."""
-        found: dict[str, tuple[int, float]] = {}
-        for spent, name in self.calls:
-            count, total = found.get(name, (0, 0.0))
-            found[name] = count + 1, total + spent
-        return found
-
-    def longest(self, count: int = 6) -> list[tuple[float, str]]:
+    def longest(self, count: int = 6) -> list[tuple[float, float, str]]:
         return sorted(self.calls, reverse=True)[:count]
 
 
