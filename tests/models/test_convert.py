@@ -224,7 +224,7 @@ def test_card_and_plan_of_a_converted_model(nnunet: NNUNetFolder, tmp_path: Path
     ]
     plan = config.plan
     assert (plan.patch_size, plan.spacing, plan.unit) == ((32, 32), (0.8, 0.8), "millimeter")
-    assert (plan.normalisation, plan.channels, plan.mirror_axes) == ("zscore", "as_is", (0, 1))
+    assert (plan.channels, plan.mirror_axes) == ("as_is", (0, 1))
     assert config.card.title == "TTT-UNet, Dataset702_AbdomenMR"
     assert config.card.training == {
         "framework": "nnU-Net v2",
@@ -325,29 +325,56 @@ def test_natural_images_have_no_spacing_and_rgb_channels(tmp_path: Path, nnunet:
     assert (plan.channels, plan.spacing, plan.unit) == ("rgb", None, None)
 
 
+CT = {"mean": 99.5, "std": 120.0, "percentile_00_5": -900.0, "percentile_99_5": 800.0}
+
+
 @pytest.mark.parametrize(
-    ("changes", "normalisation", "warning"),
+    ("changes", "rule"),
     [
-        ({"normalization_schemes": ["CTNormalization"]}, "zscore", "CT normalisation"),
-        ({"normalization_schemes": ["NoNormalization"]}, "zscore", "NoNormalization"),
-        ({"normalization_schemes": ["RescaleTo01Normalization"]}, "percentile", None),
-        ({"normalization_schemes": ["RGBTo01Normalization"]}, "percentile", "rescaling to 0..1"),
-        ({"use_mask_for_norm": [True]}, "zscore", "non-zero region"),
+        ({"normalization_schemes": ["CTNormalization"]}, ("ct", -900, 800, 99.5, 120)),
+        ({"normalization_schemes": ["NoNormalization"]}, ("none",)),
+        ({"normalization_schemes": ["RescaleTo01Normalization"]}, ("rescale",)),
+        ({"normalization_schemes": ["RGBTo01Normalization"]}, ("rgb",)),
+        ({"use_mask_for_norm": [True]}, ("zscore_nonzero",)),
+        ({}, ("zscore",)),
     ],
 )
-def test_preprocessing_that_differs_is_told(nnunet, tmp_path, changes, normalisation, warning):
+def test_normalisation_is_the_authors(nnunet, tmp_path, changes, rule):
+    nnunet.configuration.update(changes)
+    nnunet.plans["foreground_intensity_properties_per_channel"] = {"0": CT}
+    conversion = convert_checkpoint(nnunet.write(), tmp_path / "model")
+    assert conversion.warnings == ()
+    assert conversion.config.card.limitations == ""
+    (found,) = conversion.config.plan.intensities
+    numbers = (found.low, found.high, found.mean, found.deviation)
+    assert (found.scheme, *(n for n in numbers if n is not None)) == rule
+
+
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [
+        ({"normalization_schemes": ["MyNormalization"]}, "MyNormalization"),
+        ({"resampling_fn_data": "resample_torch_fornnunet"}, "way of their own"),
+        ({"resampling_fn_probabilities_kwargs": {"order": 3}}, "way of their own"),
+    ],
+)
+def test_preprocessing_that_differs_is_told(nnunet, tmp_path, changes, warning):
     nnunet.configuration.update(changes)
     conversion = convert_checkpoint(nnunet.write(), tmp_path / "model")
-    assert conversion.config.plan.normalisation == normalisation
-    assert len(conversion.warnings) == (warning is not None)
-    assert conversion.config.card.limitations == " ".join(conversion.warnings)
-    assert (warning or "") in conversion.config.card.limitations
+    (told,) = conversion.warnings
+    assert warning in told
+    assert conversion.config.card.limitations == told
 
 
-def test_reordered_axes_are_told(nnunet: NNUNetFolder, tmp_path: Path):
+def test_axes_are_reordered_and_oriented_as_the_authors_do(nnunet: NNUNetFolder, tmp_path: Path):
+    plan = convert_checkpoint(nnunet.write(), tmp_path / "plain").config.plan
+    assert (plan.transpose, plan.orientation, plan.crop) == (None, None, "nonzero")
     nnunet.plans["transpose_forward"] = [1, 0, 2]
-    (warning,) = convert_checkpoint(nnunet.write(), tmp_path / "model").warnings
-    assert "[1, 0, 2]" in warning
+    nnunet.plans["image_reader_writer"] = "NibabelIOWithReorient"
+    conversion = convert_checkpoint(nnunet.write(), tmp_path / "model")
+    plan = conversion.config.plan
+    assert conversion.warnings == ()
+    assert (plan.transpose, plan.orientation) == ((1, 0, 2), "RAS")
 
 
 class Payload:
@@ -425,6 +452,10 @@ def add_weight(name: str) -> Callable[[NNUNetFolder], None]:
         (change("configuration", patch_size=[8, 32, 32]), "patch_size needs 2 numbers"),
         (change("configuration", patch_size=["a", "b"]), "malformed"),
         (change("configuration", patch_size=7), "malformed"),
+        (
+            change("configuration", normalization_schemes=["CTNormalization"]),
+            "lacks the field 'foreground_intensity",
+        ),
         (drop("dataset", "labels"), "dataset.json lacks the field 'labels'"),
         (change("dataset", labels={"background": 0, "a": 1}), "1 labels need 2 outputs"),
         (change("dataset", labels={"background": 0, "whole": [1, 2]}), "region of several labels"),
