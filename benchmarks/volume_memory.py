@@ -54,8 +54,8 @@ def main() -> None:
     labels, back = measured(lambda: place.to_image_labels(maps, values))
     if labels.shape != tuple(options.shape) or len(np.unique(labels)) != options.classes:
         raise SystemExit("The labels are wrong.")
-    there["formula_gb"] = round(16 * large / 1e9, 2)
-    back["formula_gb"] = round((2 * large + 5 * small + 8 * SLAB) / 1e9, 2)
+    there["formula_gb"] = round(20 * large / 1e9, 2)
+    back["formula_gb"] = round((2 * large + 5 * small + 8 * min(SLAB, large)) / 1e9, 2)
     total = array.nbytes + maps.nbytes
     result: dict[str, Any] = {
         "shape": list(options.shape),

@@ -137,7 +137,7 @@ class Place:
         Peak memory beside the 4 K n bytes of `maps`, for N voxels in the image, n on the network's
         grid and b bytes per label: 2 b N + 5 n, and 8 bytes for each of `resample.SLAB` voxels
         (benchmarks/volume_memory.py measures it). A CT of 512 x 512 x 600 at 1.5 mm and 14 classes
-        takes 2.5 GB; preprocessing it, which takes (4 C + 12) N, 2.9 GB.
+        takes 2.3 GB with the image; preprocessing it, (4 C + 16) N, 3.2 GB.
 
         Args:
             maps: [K, *grid] float32.
