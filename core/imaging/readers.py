@@ -99,8 +99,10 @@ def load_channels(paths: Sequence[str | Path]) -> Image:
                 f"{first.array.shape}: they are no channels of one image.",
                 "Resample it to the grid of the first channel.",
             )
-        places = [(*one.spacing, *one.origin, *one.direction.ravel()) for one in (image, first)]
-        if not np.allclose(*places, rtol=_SAME_PLACE, atol=_SAME_PLACE):
+        here, there = (
+            [*one.spacing, *one.origin, *one.direction.ravel()] for one in (image, first)
+        )
+        if not np.allclose(here, there, rtol=_SAME_PLACE, atol=_SAME_PLACE):
             raise ImageError(
                 f"'{path}' and '{paths[0]}' lie in different places: they are no channels of one "
                 "image.",
