@@ -78,6 +78,7 @@ class Corrections(QObject):
         self._background = Background(self)
         self._shapes: Any = None
         self._seen: list[int] = []
+        self._removed: list[tuple[Any, Region]] = []
         self.labels: Any = None
 
     # Which labels
@@ -215,6 +216,40 @@ class Corrections(QObject):
             "Draw a rectangle around a place where every object is right, or choose the polygon "
             "tool for another shape."
         )
+
+    def remove_region(self, region: Region | None = None) -> None:
+        """Take back a complete region; without one, that under the mouse."""
+        if not self._ready():
+            return
+        annotation = self._work.annotation
+        assert annotation is not None
+        if region is None:
+            place = self._under_mouse()
+            region = annotation.region_at(place) if place is not None else None
+        if region is None or region not in annotation.regions:
+            self.said.emit("There is no complete region under the mouse.")
+            return
+        self._work.remove_region(region)
+        self._removed.append((annotation, region))
+        self.said.emit("The region is not complete any more; Put back undoes this.")
+
+    @property
+    def can_put_back(self) -> bool:
+        """Whether a region of these labels was removed."""
+        return bool(self._removed) and self._removed[-1][0] is self._work.annotation
+
+    def put_back(self) -> None:
+        """Complete the region again that was removed last."""
+        if self.can_put_back and self._ready():
+            _, region = self._removed.pop()
+            self._work.complete(region)
+            self.said.emit("The region is complete again.")
+
+    def show_region(self, region: Region) -> None:
+        """Go to a complete region."""
+        if self._ready() and self._work.annotation is not None:
+            middle = [(start + stop - 1) / 2 for start, stop in region.bounds]
+            look_at(self._viewer, self.labels, self._work.annotation.in_layer(middle))
 
     def _drawn(self, event: Any) -> None:
         from napari.layers.base._base_constants import ActionType

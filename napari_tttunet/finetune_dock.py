@@ -86,6 +86,7 @@ class FinetuneDock(QWidget):
                 "mark_checked": lambda: correct.mark(True, mouse=True),
                 "take_back": lambda: correct.mark(False, mouse=True),
                 "complete_region": weakly(correct.complete_region),
+                "remove_region": weakly(correct.remove_region),
                 "next_unchecked": weakly(correct.next_place),
             },
             FINETUNE_KEYS,
@@ -109,6 +110,9 @@ class FinetuneDock(QWidget):
         correcting["mark_checked"].clicked.connect(lambda *_: correct.mark(True))
         correcting["take_back"].clicked.connect(lambda *_: correct.mark(False))
         correcting["complete_region"].clicked.connect(lambda *_: correct.complete_region())
+        correcting["remove_region"].clicked.connect(lambda *_: self._remove_region())
+        view.put_back.clicked.connect(lambda *_: correct.put_back())
+        view.regions.activated.connect(lambda index: correct.show_region(view.region(index)))
         correcting["next_unchecked"].clicked.connect(lambda *_: correct.next_place())
         view.add.clicked.connect(lambda *_: correct.add_object())
         view.erase.clicked.connect(lambda *_: correct.erase_object())
@@ -216,9 +220,16 @@ class FinetuneDock(QWidget):
             used = f"Will be used: {work.text}." if work.text else ""
         running = self.run.running or self._preparing
         view.show_state(used, self.corrections.labels is not None, project is not None, running)
+        regions = work.annotation.regions if work.annotation is not None else []
+        view.list_regions(regions, self.corrections.can_put_back)
         run = remembered_run(project) if project is not None and not running else None
         resumable = project is not None and can_resume(project, run)
         view.resume.setVisible(resumable and self.decision.run is None)
+
+    def _remove_region(self) -> None:
+        region = self.view.region(self.view.regions.currentIndex())
+        if region is not None:
+            self.corrections.remove_region(region)
 
     def _say(self, text: str) -> None:
         self.view.message.tell("info", text)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,8 @@ class ProjectWork(QObject):
         self._overlay: Overlay | None = None
         self._saver: Autosaver | None = None
         self._adding = False
-        self._pending: list[Region] = []
+        self._pending: deque[tuple[Region, bool]] = deque()
+        self._regions_lock = threading.Lock()
         self._saved.connect(self._on_saved)
 
     # Projects
@@ -167,7 +170,7 @@ class ProjectWork(QObject):
     def _drop_annotation(self) -> None:
         annotation, self.annotation, self.source = self.annotation, None, None
         overlay, self._overlay = self._overlay, None
-        self._pending = []
+        self._pending = deque()
         if annotation is not None:
             annotation.close()
         if overlay is not None:
@@ -186,7 +189,14 @@ class ProjectWork(QObject):
         """
         assert self.annotation is not None
         self.annotation.complete(region)
-        self._pending.append(region)
+        self._pending.append((region, True))
+        self._save_regions()
+
+    def remove_region(self, region: Region) -> None:
+        """Vouch for a complete region no more, here and in the project."""
+        assert self.annotation is not None
+        self.annotation.remove_region(region)
+        self._pending.append((region, False))
         self._save_regions()
 
     def _changed(self, bounds: Bounds) -> None:
@@ -276,17 +286,20 @@ class ProjectWork(QObject):
         annotation, project, image = self.annotation, self.project, self.image
         if annotation is None or project is None or image is None or self._saver is None:
             return
-        regions, self._pending = self._pending, []
-        saver = self._saver
+        saver, pending = self._saver, self._pending
 
-        def work() -> int:
-            saver.flush()
-            corrections = project.corrections(image.id)
-            for region in regions:
-                corrections.complete(region, annotation.read(region.bounds)[0])
-            return len(regions)
+        def work() -> None:
+            with self._regions_lock:  # one after the other, in their order
+                saver.flush()
+                corrections = project.corrections(image.id)
+                while pending:
+                    region, complete = pending.popleft()
+                    if complete:
+                        corrections.complete(region, annotation.read(region.bounds)[0])
+                    elif region in corrections.regions:
+                        corrections.remove_region(corrections.regions.index(region))
 
-        if regions:
+        if pending:
             self._background.run(work, self._on_saved, self.failed.emit)
 
     def _on_saved(self, result: Any) -> None:

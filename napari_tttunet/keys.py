@@ -27,6 +27,7 @@ FINETUNE_KEYS = {
     "mark_checked": "G",
     "take_back": "Shift-G",
     "complete_region": "W",
+    "remove_region": "Shift-W",
     "next_unchecked": "N",
 }
 

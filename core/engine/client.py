@@ -66,6 +66,7 @@ CLOSING_GRACE = 3.0
 #: How often a running worker is asked whether it lives, in seconds: appose may miss its death.
 _HEARTBEAT = 1.0
 _TABLE = "table.npz"
+_LOSSES = "adaptation_map"
 
 
 class Engine:
@@ -153,6 +154,7 @@ class Engine:
         image: Mapping[str, Any] | None = None,
         maps: bool = False,
         preview: bool = False,
+        adaptation_map: bool = False,
         **options: Any,
     ) -> Job:
         """Segment an array; `Done.result["labels"]` holds the labels.
@@ -164,11 +166,14 @@ class Engine:
             image: further fields of `messages.ImageRef`.
             maps: also return the network's maps, as `result["maps"]`.
             preview: send a `Preview` for every finished tile.
+            adaptation_map: also return where the TTT layers had to adapt, as
+                `result["adaptation_map"]`, [2, *labels]: their loss before and after.
             options: further fields of `messages.Segment`.
         """
         pixels = int(np.prod(array.shape, dtype=np.int64))
-        # Labels, preview, and maps of an instance model.
-        expected = pixels * (np.dtype(array.dtype).itemsize + 4 + preview + 16 * maps)
+        # Labels, preview, maps of an instance model, and losses.
+        extra = 4 + preview + 16 * maps + 8 * adaptation_map
+        expected = pixels * (np.dtype(array.dtype).itemsize + extra)
 
         def prepare(folder: Path, cancelled: Callable[[], bool]) -> messages.Message:
             exchange.write_array(folder / "image.npy", array, cancelled)
@@ -179,6 +184,7 @@ class Engine:
                 str(folder / "labels.npy"),
                 maps=str(folder / "maps.npy") if maps else "",
                 preview=str(folder / "preview.npy") if preview else "",
+                adaptation_map=str(folder / f"{_LOSSES}.npy") if adaptation_map else "",
                 **options,
             )
 
@@ -488,6 +494,7 @@ def _collect_table(folder: Path, done: Done) -> Done:
 
 def _collect_arrays(folder: Path, done: Done) -> Done:
     """Read the arrays of a job into memory: their files go with the job's folder."""
-    names = [name for name in ("labels", "maps", "painted") if (folder / f"{name}.npy").exists()]
+    known = ("labels", "maps", "painted", _LOSSES)
+    names = [name for name in known if (folder / f"{name}.npy").exists()]
     arrays = {name: exchange.read_array(folder / f"{name}.npy") for name in names}
     return replace(done, result={**done.result, **arrays})

@@ -95,6 +95,7 @@ def estimate(
     mirror: bool = False,
     itemsize: int = 1,
     on_gpu: bool = False,
+    adaptation_map: bool = False,
 ) -> Estimate:
     """Predict memory and work.
 
@@ -106,6 +107,7 @@ def estimate(
         overlap, mirror: as for `segment`.
         itemsize: bytes per value of the image.
         on_gpu: the network runs there.
+        adaptation_map: as for `segment`.
     """
     from tttunet.imaging.tiles import tile_grid
     from tttunet.inference.tiled import BATCH_PIXELS, BATCH_TILES, padded_shape
@@ -118,7 +120,8 @@ def estimate(
     tiles = len(list(tile_grid(padded, size, overlap)))
     pixels, tile_pixels = math.prod(spatial), math.prod(size)
     batch = min(tiles, max(1, min(BATCH_TILES, BATCH_PIXELS // tile_pixels)))
-    inputs, outputs = network.input_channels, network.output_channels
+    losses = 2 if adaptation_map else 0
+    inputs, outputs = network.input_channels, network.output_channels + losses
 
     computing = int(4 * batch * tile_pixels * _maps_at_once(config)) + _weight_bytes(config)
     if tiles == 1:
@@ -130,7 +133,7 @@ def estimate(
     decoding = pixels * (DECODE_BYTES if task == "instance" else 4 * outputs + 8)
     label_bytes = 4 if task == "instance" else 1
     # The image and the labels lie in the folder that both processes share, the labels also here.
-    files = pixels * planes * (inputs * itemsize + 2 * label_bytes)
+    files = pixels * planes * (inputs * itemsize + 2 * (label_bytes + 4 * losses))
     frame = 4 * inputs * pixels
     running = stitching + (0 if on_gpu else computing)
     host = OVERHEAD + files + frame + maps + max(running, decoding)

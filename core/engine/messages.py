@@ -148,6 +148,9 @@ class Segment(Message, kind="segment"):
         preview: the .npy file that receives finished tiles, which `Partial` tells of: foreground
             or classes; empty: not wanted.
         channel: name or number of the one channel to segment; empty: all.
+        adaptation: how TTT layers adapt, see `tttunet.layers.adaptation.Mode`.
+        adaptation_map: the .npy file that receives where they had to adapt, [2, *labels] float32,
+            their loss before and after; empty: not wanted.
     """
 
     image: ImageRef
@@ -161,6 +164,8 @@ class Segment(Message, kind="segment"):
     maps: str = ""
     preview: str = ""
     channel: str = ""
+    adaptation: str = "tile"
+    adaptation_map: str = ""
 
 
 @dataclass(frozen=True)
@@ -205,6 +210,8 @@ class Estimate(Message, kind="estimate"):
     tile: tuple[int, ...] = ()
     overlap: float = 0.25
     mirror: bool = False
+    adaptation: str = "tile"
+    adaptation_map: bool = False
 
 
 @dataclass(frozen=True)

@@ -92,11 +92,16 @@ def run_segment(
         overlap=request.overlap,
         mirror=request.mirror,
         decoding=decoding,
+        adaptation=request.adaptation,
+        adaptation_map=bool(request.adaptation_map),
         tile_done=None if preview is None else preview.add,
         maps_done=maps.add,
     )
     _, labels = grid.create(request.output, result.labels.dtype)
     labels[...] = result.labels
+    if result.adaptation_map is not None:
+        losses = result.adaptation_map
+        grid.create(request.adaptation_map, losses.dtype, losses.shape[:1])[1][...] = losses
     record = provenance(result, model, decoding)
     record |= {"axes": grid.axes, "maps_id": maps.kept.id if maps.kept else ""}
     return record, maps.kept
@@ -117,6 +122,7 @@ def segment_in_memory(
     target = str(pick_device(device))
     lead = leading_shape(image, model.config)
     spatial = image.spatial_shape[-model.config.network.dim :]
+    how = options.get("adaptation", "tile"), options.get("adaptation_map", False)
 
     def need(way: Rung) -> Estimate:
         return estimate(
@@ -128,6 +134,7 @@ def segment_in_memory(
             mirror=options["mirror"],
             itemsize=image.array.dtype.itemsize,
             on_gpu=way.device != "cpu",
+            adaptation_map=options.get("adaptation_map", False),
         )
 
     def compute(way: Rung) -> Result:
@@ -139,7 +146,7 @@ def segment_in_memory(
             stitch_on_cpu=way.stitch_on_cpu,
             **options,
         )
-        models.rates[folder, way.device] = result.seconds / need(way).work
+        models.rates[(folder, way.device, *how)] = result.seconds / need(way).work
         return result
 
     ways = rungs(model.config, target, tile or automatic_tile(model.config))
@@ -180,6 +187,7 @@ def provenance(result: Result, model: Model, decoding: InstanceDecoding | None) 
         "tile": result.settings["tile"],
         "overlap": result.settings["overlap"],
         "mirror": result.settings["mirror"],
+        "adaptation": result.settings["adaptation"],
         "decoding": decoding.model_dump() if decoding else {},
         "axes": result.axes,
         "shape": list(result.labels.shape),
@@ -286,9 +294,10 @@ def run_estimate(request: EstimateRequest, models: LoadedModels) -> dict[str, An
         mirror=request.mirror,
         itemsize=np.dtype(request.dtype).itemsize,
         on_gpu=device != "cpu",
+        adaptation_map=request.adaptation_map,
     )
     available, device_available = host_memory()[1], device_memory(device)[1]
-    rate = models.rates.get((folder, device))
+    rate = models.rates.get((folder, device, request.adaptation, request.adaptation_map))
     return {
         "device": device,
         "tile": list(need.tile),
