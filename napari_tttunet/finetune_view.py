@@ -53,7 +53,9 @@ _TIPS = {
     "or draw a rectangle on the image first. Background counts too.",
     "remove_region": "Vouch for the region no more: with the key that under the mouse, "
     "with the button the chosen one.",
-    "next_unchecked": "Go to the next object that nobody checked; those of unusual size first.",
+    "next_unchecked": "Go to the next place that nobody checked: where the network was unsure or "
+    "an outline has dents, and where it saw something without label. If its output is not kept any "
+    "more, objects of unusual size come first.",
 }
 
 
@@ -116,7 +118,13 @@ class ProjectForm(QWidget):
 
 
 class Expert(QWidget):
-    """What decides a fine-tuning beside the labels."""
+    """What decides a fine-tuning beside the labels.
+
+    Attributes:
+        changed: the user changed something that the time depends on.
+    """
+
+    changed = Signal()
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,6 +165,8 @@ class Expert(QWidget):
         form.addRow("Seed", self.seed)
         form.addRow(self.replay)
         form.addRow(self.preview)
+        for box in (self.minutes, self.steps):
+            box.valueChanged.connect(lambda _: self.changed.emit())
 
     def options(self) -> dict[str, Any]:
         """Arguments of `tttunet.finetune`; what is automatic is left out."""
@@ -271,6 +281,9 @@ class FinetuneView(QWidget):
         self.resume = explain(
             QPushButton("Resume"), "resume", "Go on with the fine-tuning that was interrupted"
         )
+        self.time = text_label("finetune_time")
+        self.time.hide()
+        layout.addWidget(self.time)
         layout.addWidget(self.resume)
         layout.addWidget(self.go)
         self.stop = explain(
@@ -286,6 +299,11 @@ class FinetuneView(QWidget):
         self.running.setLayout(buttons)
         self.running.hide()
         self.resume.hide()
+
+    def show_time(self, text: str, how: str) -> None:
+        """How long it will take, and how that is known."""
+        show_text(self.time, "" if self.running.isVisibleTo(self) else text)
+        self.time.setToolTip(how)
 
     def name_keys(self, text: Callable[[str], str]) -> None:
         """Name the keys of the actions in the tooltips."""
@@ -365,5 +383,7 @@ class FinetuneView(QWidget):
         self.go.setVisible(not running)
         self.go.setEnabled(ready)
         self.running.setVisible(running)
+        if running or not ready:
+            self.show_time("", "")
         for widget in (self.project, self.new, self.open, self.model, self.expert):
             widget.setEnabled(not running)

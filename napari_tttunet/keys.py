@@ -22,7 +22,7 @@ KEYS = {
     "previous_object": "Shift-N",
     "toggle_labels": "H",
 }
-#: The same of the Fine-tune dock; while the Segment dock is open, N is its key.
+#: The same of the Fine-tune dock. Of two docks with the same key, the one opened last has it.
 FINETUNE_KEYS = {
     "mark_checked": "G",
     "take_back": "Shift-G",
@@ -54,11 +54,17 @@ class DockKeys:
 
         self._viewer = weakref.ref(viewer)
         self.bound: dict[str, str] = {}
-        taken = taken_keys() | set(viewer.keymap)
+        self._actions = dict(actions)
+        shortcuts = taken_keys()
         for name, action in actions.items():
-            if coerce_keybinding(keys[name]) in taken:
+            key = coerce_keybinding(keys[name])
+            known = viewer.keymap.get(key)
+            if isinstance(known, _Pressed):
+                known.actions.append(action)
+            elif key in shortcuts or key in viewer.keymap:
                 continue
-            viewer.bind_key(keys[name], _pressed(action))
+            else:
+                viewer.bind_key(keys[name], _Pressed(action))
             self.bound[name] = keys[name]
 
     def text(self, action: str) -> str:
@@ -68,10 +74,16 @@ class DockKeys:
 
     def release(self) -> None:
         """Give the keys back."""
+        from napari.utils.key_bindings import coerce_keybinding
+
         viewer = self._viewer()
         bound, self.bound = self.bound, {}
-        if viewer is not None:
-            for key in bound.values():
+        for name, key in bound.items() if viewer is not None else ():
+            pressed = viewer.keymap.get(coerce_keybinding(key))
+            if not isinstance(pressed, _Pressed):
+                continue  # somebody else has it now
+            pressed.actions.remove(self._actions[name])
+            if not pressed.actions:
                 viewer.bind_key(key, None)
 
 
@@ -84,11 +96,14 @@ def taken_keys() -> set[Any]:
     return {coerce_keybinding(key) for keys in shortcuts.values() for key in keys}
 
 
-def _pressed(action: Callable[[], object]) -> Callable[[Any], None]:
-    def pressed(_viewer: Any) -> None:
-        action()
+class _Pressed:
+    """What a key of ours does: the action of the dock that was opened last."""
 
-    return pressed
+    def __init__(self, action: Callable[[], object]) -> None:
+        self.actions = [action]
+
+    def __call__(self, _viewer: Any) -> None:
+        self.actions[-1]()
 
 
 def look_at(viewer: Any, layer: Any, centre: np.ndarray) -> None:

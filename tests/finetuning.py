@@ -15,7 +15,7 @@ from napari_tttunet.keys import FINETUNE_KEYS
 from tttunet.projects import Project, Region, vouch_object
 
 #: Milliseconds; longer than anything takes, on a busy machine too.
-PATIENCE = 240_000
+PATIENCE = 100_000
 
 
 def make_project(folder: Path, size: int = 128, width: int = 80, objects: int = 0) -> Path:
@@ -69,7 +69,11 @@ class Tuning:
         self.qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
 
     def until(self, condition: Callable[[], bool]) -> None:
-        self.qtbot.waitUntil(condition, timeout=PATIENCE)
+        try:
+            self.qtbot.waitUntil(condition, timeout=PATIENCE)
+        except self.qtbot.TimeoutError as error:
+            said = f"{self.used} / {self.dock.view.progress.text} / {self.message}"
+            raise AssertionError(f"Waited in vain; the dock says: {said}") from error
 
     @property
     def message(self) -> str:

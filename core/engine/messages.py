@@ -126,9 +126,10 @@ def model_reference(name_or_path: str) -> str:
 
 @dataclass(frozen=True)
 class Hello(Message, kind="hello"):
-    """The first request to a new worker."""
+    """The first request to a new worker; a `light` one says nothing of devices."""
 
     protocol: int = PROTOCOL
+    light: bool = False
 
 
 @dataclass(frozen=True)
@@ -247,6 +248,15 @@ class Finetune(Message, kind="finetune"):
     preview: str = ""
     channel: str = ""
     control: str = ""
+
+
+@dataclass(frozen=True)
+class PlanFinetune(Message, kind="plan_finetune"):
+    """How long a `Finetune` with the same fields would take; nothing is trained."""
+
+    model: str
+    data: str
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
