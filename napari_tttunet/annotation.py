@@ -268,8 +268,9 @@ class Annotation:
             labels[box] = np.where(take, part.labels, labels[box])
             self._set(part.bounds, (self.marks[box] > 0) | take)
         self.regions = [*regions, *self.regions]
-        self._done.clear()
-        self._undone.clear()
+        if stored:  # strokes would bring back what was there before
+            self._done.clear()
+            self._undone.clear()
 
     def _make_room(self, stored: Sequence[Stored]) -> None:
         """Renumber objects of the layer that nobody checked and that have a stored number."""

@@ -347,7 +347,7 @@ class FinetuneDock(QWidget):
             return found, run
 
         self._prepare()
-        self.work.flush(self._begin, prepare)
+        self.work.flush(self._begin, prepare, self._not_begun)
 
     def _prepare(self) -> None:
         self._preparing = True
@@ -379,6 +379,12 @@ class FinetuneDock(QWidget):
             self.view.message.tell("info", " ".join(finding.text for finding in findings[:3]))
         self._start(run, resume=False)
 
+    def _not_begun(self, error: Exception) -> None:
+        self._preparing = False
+        self.view.curve.hide()
+        self.view.message.tell_error(error)
+        self._ended()
+
     def resume(self) -> None:
         """Go on with the run that was interrupted."""
         project = self.work.project
@@ -387,7 +393,7 @@ class FinetuneDock(QWidget):
             return
         self._prepare()
         self._resumed = True
-        self.work.flush(self._begin_again, lambda project: run)
+        self.work.flush(self._begin_again, lambda project: run, self._not_begun)
 
     def _begin_again(self, run: dict[str, Any]) -> None:
         self._preparing = False

@@ -70,6 +70,7 @@ class ProjectWork(QObject):
         self._adding = False
         self._pending: deque[tuple[Region, bool]] = deque()
         self._regions_lock = threading.Lock()
+        self._waiting: list[Callable[[], None]] = []
         self._saved.connect(self._on_saved)
 
     # Projects
@@ -238,10 +239,12 @@ class ProjectWork(QObject):
             self._adding = False
             if self.project is project and self.annotation is annotation:
                 self._attach(opened)
+            self._go_on()
 
         def failed(error: Exception) -> None:
             self._adding = False
             self.failed.emit(error)
+            self._go_on()
 
         self._background.run(work, then, failed)
 
@@ -286,11 +289,21 @@ class ProjectWork(QObject):
         annotation, project, image = self.annotation, self.project, self.image
         if annotation is None or project is None or image is None or self._saver is None:
             return
+        if self._pending:
+            self._background.run(self._writer(), self._on_saved, self.failed.emit)
+
+    def _writer(self) -> Callable[[], None]:
+        """Writes what is pending; not to be called in the window's thread."""
+        annotation, project, image = self.annotation, self.project, self.image
         saver, pending = self._saver, self._pending
 
-        def work() -> None:
+        def write() -> None:
+            if saver is None:
+                return
+            saver.flush()
+            if annotation is None or project is None or image is None:
+                return
             with self._regions_lock:  # one after the other, in their order
-                saver.flush()
                 corrections = project.corrections(image.id)
                 while pending:
                     region, complete = pending.popleft()
@@ -299,8 +312,7 @@ class ProjectWork(QObject):
                     elif region in corrections.regions:
                         corrections.remove_region(corrections.regions.index(region))
 
-        if pending:
-            self._background.run(work, self._on_saved, self.failed.emit)
+        return write
 
     def _on_saved(self, result: Any) -> None:
         """In the window's thread: something was written, or could not be."""
@@ -321,17 +333,39 @@ class ProjectWork(QObject):
             self.text = found[1]
             self.changed.emit()
 
-    def flush(self, then: Callable[[Any], None], work: Callable[[Project], Any]) -> None:
-        """Write what is pending, then do more in the same thread; `then` hears its result."""
-        saver, project = self._saver, self.project
-        assert project is not None
+    def flush(
+        self,
+        then: Callable[[Any], None],
+        work: Callable[[Project], Any],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        """Write what is pending, then do more in the same thread.
+
+        Args:
+            then: hears the result of `work`.
+            work: gets the project.
+            failed: hears what went wrong.
+        """
+        project = self.project
+        if self._adding:  # the corrections have no place yet
+            self._waiting.append(lambda: self.flush(then, work, failed))
+            return
+        if project is None:  # it was closed meanwhile
+            failed(ProjectError("The project is closed.", "Open it again."))
+            return
+        write = self._writer()
 
         def do() -> Any:
-            if saver is not None:
-                saver.flush()
+            write()
             return work(project)
 
-        self._background.run(do, then, self.failed.emit)
+        self._background.run(do, then, failed)
+
+    def _go_on(self) -> None:
+        """What waited for the image to be added."""
+        waiting, self._waiting = self._waiting, []
+        for call in waiting:
+            call()
 
     def _in_thread(self, work: Callable[[], Any]) -> None:
         self._background.run(work, lambda _: None, self.failed.emit)

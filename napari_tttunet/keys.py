@@ -31,6 +31,9 @@ FINETUNE_KEYS = {
     "next_unchecked": "N",
 }
 
+#: Where a function that is bound to a key of ours has its actions, one per dock.
+_ACTIONS = "tttunet_actions"
+
 
 class DockKeys:
     """Binds keys to actions in one viewer.
@@ -58,13 +61,13 @@ class DockKeys:
         shortcuts = taken_keys()
         for name, action in actions.items():
             key = coerce_keybinding(keys[name])
-            known = viewer.keymap.get(key)
-            if isinstance(known, _Pressed):
-                known.actions.append(action)
+            ours = getattr(viewer.keymap.get(key), _ACTIONS, None)
+            if ours is not None:
+                ours.append(action)
             elif key in shortcuts or key in viewer.keymap:
                 continue
             else:
-                viewer.bind_key(keys[name], _Pressed(action))
+                viewer.bind_key(keys[name], _pressed(action))
             self.bound[name] = keys[name]
 
     def text(self, action: str) -> str:
@@ -78,12 +81,14 @@ class DockKeys:
 
         viewer = self._viewer()
         bound, self.bound = self.bound, {}
-        for name, key in bound.items() if viewer is not None else ():
-            pressed = viewer.keymap.get(coerce_keybinding(key))
-            if not isinstance(pressed, _Pressed):
+        if viewer is None:
+            return
+        for name, key in bound.items():
+            ours = getattr(viewer.keymap.get(coerce_keybinding(key)), _ACTIONS, None)
+            if ours is None:
                 continue  # somebody else has it now
-            pressed.actions.remove(self._actions[name])
-            if not pressed.actions:
+            ours.remove(self._actions[name])
+            if not ours:
                 viewer.bind_key(key, None)
 
 
@@ -96,14 +101,15 @@ def taken_keys() -> set[Any]:
     return {coerce_keybinding(key) for keys in shortcuts.values() for key in keys}
 
 
-class _Pressed:
-    """What a key of ours does: the action of the dock that was opened last."""
+def _pressed(action: Callable[[], object]) -> Callable[[Any], None]:
+    """What a key of ours does: the last one of its actions."""
+    actions = [action]
 
-    def __init__(self, action: Callable[[], object]) -> None:
-        self.actions = [action]
+    def pressed(_viewer: Any) -> None:
+        actions[-1]()
 
-    def __call__(self, _viewer: Any) -> None:
-        self.actions[-1]()
+    setattr(pressed, _ACTIONS, actions)
+    return pressed
 
 
 def look_at(viewer: Any, layer: Any, centre: np.ndarray) -> None:

@@ -38,7 +38,7 @@ def test_a_region_is_removed_and_put_back(tuning: Tuning, tmp_path: Path) -> Non
     tuning.until(lambda: "2 complete regions" in tuning.used)
     tuning.until(lambda: tuning.find("complete_regions").count() == 2)
     state = annotation.state.copy()
-    assert tuning.find("complete_regions").currentText().startswith("2: 3")
+    assert tuning.find("complete_regions").currentText().startswith("2: ")
 
     tuning.click("remove_region")
     tuning.until(lambda: "1 complete region on" in tuning.used)
