@@ -149,9 +149,13 @@ class Stage:
         for dock in list(self.viewer.window.dock_widgets.values()):
             self.viewer.window.remove_dock_widget(dock)
         regions = [Region(((20, 150), (20, 170))), Region(((110, 240), (190, 250)))]
+        inside = np.zeros(truth.data.shape, bool)
         for region in regions:
-            place = tuple(slice(*along) for along in region.bounds)
-            labels.data[place] = np.where(truth.data[place], truth.data[place] + 1000, 0)
+            inside[tuple(slice(*along) for along in region.bounds)] = True
+        right = np.isin(truth.data, np.unique(truth.data[inside])) & (truth.data > 0)
+        wrong = np.isin(labels.data, np.unique(labels.data[right | inside]))
+        labels.data[wrong] = 0
+        labels.data[right] = truth.data[right] + labels.data.max()
         labels.refresh()
         self.viewer.layers.remove(truth)
         dock = self.open_dock("Fine-tune", 360)

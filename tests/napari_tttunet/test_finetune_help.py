@@ -153,7 +153,7 @@ def test_the_time_is_told_before_it_begins(tuning: Tuning, tmp_path: Path) -> No
     ("rate", "learnt", "told"),
     [
         (None, None, "120 steps at most; how long one takes is not known yet."),
-        (1e-5, None, "About 1 min 40 s at most (120 steps)."),
+        (2e-5, None, "About 1 min 40 s at most (120 steps)."),
         (1e-5, 1e-5, "About 25 s at most (120 steps)."),
     ],
 )
@@ -169,6 +169,6 @@ def test_the_time_in_words(
     text, how = estimate._in_words(plan)
     assert text.replace("\N{NO-BREAK SPACE}", " ") == told
     assert "held-out score" in how or rate is None
-    assert TRAINING_FACTOR == 4
+    assert TRAINING_FACTOR == 2
     limited, _ = estimate._in_words({**plan, "steps": None, "minutes": 2.0})
     assert limited.replace("\N{NO-BREAK SPACE}", " ") == "About 2 min 0 s at most."
