@@ -119,7 +119,7 @@ class FinetuneRun(QObject):
             view = view.limited()
             grid = label_grid(view.layer, view.axes, 0, view.bounds)
             name = f"{view.layer.name}: preview of fine-tuning"
-            self._preview = PreviewLayer(viewer, grid, name, after=0)
+            self._preview = PreviewLayer(viewer, grid, name)
             fields = image_fields(view.layer, view.axes, 0, view.bounds)
             axes = fields.pop("axes")
             given = {

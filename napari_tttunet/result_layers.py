@@ -24,9 +24,8 @@ TICK = " \N{CHECK MARK}"
 PREVIEW_PIXELS = 2048
 #: There is no preview of more pixels than this.
 LARGEST_PREVIEW = 2**28
-#: Seconds from the beginning in which no preview is shown: napari takes longer to add and remove a
-#: layer than a small image takes to be segmented.
-PREVIEW_AFTER = 1.0
+#: Of labels, and of a preview of them.
+OPACITY, _PREVIEW_OPACITY = 0.7, 0.4
 #: Seconds between two drawings of a preview.
 _REDRAW_EVERY = 0.25
 
@@ -151,6 +150,7 @@ class ResultLayers:
         record: Mapping[str, Any],
         part: Any = None,
         arguments: Mapping[str, Any] | None = None,
+        preview: PreviewLayer | None = None,
     ) -> Any:
         """Show a result.
 
@@ -161,6 +161,8 @@ class ResultLayers:
             record: how it was made, for the layer's metadata.
             part: as for `own`.
             arguments: further ones of a new Labels layer.
+            preview: of this result; it becomes the new layer if it has the same pixels, for
+                napari takes long to add and remove layers.
 
         Returns:
             The labels layer; None if the viewer is gone.
@@ -184,6 +186,7 @@ class ResultLayers:
             layer.metadata = {**layer.metadata, **metadata}
             return layer
         place, name = len(viewer.layers), f"{image.name}: {model}"
+        layer = preview.give(composed.grid) if preview is not None and own is None else None
         if own is not None:
             place, name = viewer.layers.index(own.layer()), own.layer().name
             viewer.layers.remove(own.layer())
@@ -192,8 +195,15 @@ class ResultLayers:
             self._own = [x for x in self._own if (x.image(), x.model, x.part) !=
                          (image, model, part)]  # fmt: skip
         given |= {"metadata": metadata, "name": name, **(arguments or {})}
-        layer = Labels(composed.data, **given)
-        viewer.layers.insert(place, layer)
+        if layer is None:
+            layer = Labels(composed.data, **given)
+            viewer.layers.insert(place, layer)
+        else:
+            _set_data(layer, composed.data)
+            layer.name, layer.metadata, layer.opacity = name, metadata, OPACITY
+            for key, value in (arguments or {}).items():
+                setattr(layer, key, value)
+            viewer.layers.selection.active = layer
         self._watch(layer, image, model, part, composed.checksum)
         return layer
 
@@ -285,16 +295,13 @@ class PreviewLayer:
         viewer: napari's viewer.
         grid: of what is segmented.
         name: of the layer.
-        after: seconds from now on in which it is not shown yet.
     """
 
-    def __init__(
-        self, viewer: Any, grid: LabelGrid, name: str, after: float = PREVIEW_AFTER
-    ) -> None:
+    def __init__(self, viewer: Any, grid: LabelGrid, name: str) -> None:
         self._viewer, self._grid, self._name = weakref.ref(viewer), grid, name
         self.layer: Any = None
         self._data: np.ndarray | None = None
-        self._from, self._drawn = time.monotonic() + after, -math.inf
+        self._drawn = -math.inf
         self._steps = [
             math.ceil(size / PREVIEW_PIXELS) if letter in "YX" else 1
             for letter, size in zip(grid.axes, grid.shape, strict=True)
@@ -304,8 +311,16 @@ class PreviewLayer:
         )
         self._closed = math.prod(self._shape) > LARGEST_PREVIEW
 
-    def paste(self, bounds: Sequence[tuple[int, int]], labels: np.ndarray) -> None:
-        """Show a finished part; `bounds` are of the engine's labels, without C."""
+    def paste(
+        self, bounds: Sequence[tuple[int, int]], labels: np.ndarray, show: bool = True
+    ) -> None:
+        """Show a finished part.
+
+        Args:
+            bounds: of the engine's labels, without C.
+            labels: of the part.
+            show: begin to show the layer; else the part is only kept until then.
+        """
         viewer = self._viewer()
         if self._closed or viewer is None:
             return
@@ -326,11 +341,10 @@ class PreviewLayer:
         part = labels[tuple(source)]
         if part.size:
             self._data[tuple(target)] = part
-        now = time.monotonic()
         if self.layer is None:
-            if now >= self._from:
+            if show:
                 self._add(viewer)
-        elif now - self._drawn >= _REDRAW_EVERY:
+        elif time.monotonic() - self._drawn >= _REDRAW_EVERY:
             self.layer.refresh()
             self._drawn = time.monotonic()
 
@@ -341,13 +355,22 @@ class PreviewLayer:
         arguments = self._grid.arguments()
         arguments |= self._grid.transform.regrid(steps, (steps - 1) / 2).arguments()
         arguments["metadata"] = {"tttunet": {"shows": _PREVIEW}}
-        self.layer = Labels(self._data, **arguments, name=self._name, opacity=0.4)
+        self.layer = Labels(self._data, **arguments, name=self._name, opacity=_PREVIEW_OPACITY)
         self.layer.editable = False
         self._data = self.layer.data
         chosen = viewer.layers.selection.active
         viewer.layers.append(self.layer)
         if chosen is not None:
             viewer.layers.selection.active = chosen
+
+    def give(self, grid: LabelGrid) -> Any:
+        """The layer, which is no preview any more; None if there is none on this grid."""
+        viewer = self._viewer()
+        if viewer is None or self.layer not in viewer.layers or not _on_grid(self.layer, grid):
+            return None
+        layer, self.layer = self.layer, None
+        self._closed = True
+        return layer
 
     def close(self) -> None:
         """Remove the layer."""

@@ -74,8 +74,8 @@ _ADAPTATION_TIP = (
     "it was checked on, this makes no measurable difference."
 )
 _MAP_TIP = (
-    "Adds an image layer that is bright where the image is unlike what the model knows, by its own "
-    "measure. Takes somewhat longer."
+    "Adds a coarse image layer that is bright where the image is unlike what the model knows, by "
+    "its own measure. Takes somewhat longer."
 )
 _AUTOMATIC = "Automatic"
 _STEPS = 1000

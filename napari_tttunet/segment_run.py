@@ -32,6 +32,9 @@ from tttunet.errors import ImageError, TTTUNetError
 LARGEST_WHOLE = 2**30
 #: Milliseconds from the opening of a dock, which shall be drawn first.
 _WARM_UP_AFTER = 500
+#: A preview is shown only if at least so many seconds are left: napari takes longer to add a layer
+#: than a small image takes to be segmented.
+_WORTH_PREVIEW = 1.0
 
 
 @dataclass(frozen=True)
@@ -233,6 +236,7 @@ class SegmentRun(QObject):
         self._token: object = None
         self._image: Any = None
         self._preview: PreviewLayer | None = None
+        self._left = 0.0
         self._last: tuple[_Part, dict[str, Any]] | None = None
         self._decoding: dict[str, Any] | None = None
         self._next_decoding: dict[str, Any] | None = None
@@ -289,6 +293,7 @@ class SegmentRun(QObject):
         fields = image_fields(layer, choices.axes, choices.level, bounds)
         self._token = token = object()
         self._image = weakref.ref(layer)
+        self._left = 0.0
         if viewer is not None:
             self._preview = PreviewLayer(viewer, part.grid, f"{layer.name}: preview")
         self._job = session().engine.segment(
@@ -357,7 +362,8 @@ class SegmentRun(QObject):
             return
         if isinstance(event, Preview):
             if self._preview is not None:
-                self._preview.paste(event.bounds, event.labels)
+                worth = self._left >= _WORTH_PREVIEW
+                self._preview.paste(event.bounds, event.labels, show=worth)
         elif isinstance(event, messages.Done):
             self._arrange(token, part, event.result)
         elif isinstance(event, messages.Failed):
@@ -372,6 +378,7 @@ class SegmentRun(QObject):
 
     def _tell(self, part: _Part, event: Any) -> None:
         if isinstance(event, messages.Progress):
+            self._left = event.eta or 0.0
             count = max(len(part.choices.parts), 1)
             stage = {"tiles": "finding objects", "finding objects": "separating objects"}.get(
                 event.stage, event.stage
@@ -423,8 +430,11 @@ class SegmentRun(QObject):
             return
         again, viewer = self._decoding is not None, self._viewer()
         record = self._record(part, result, again)
+        preview, self._preview = self._preview, None
         self._end()
-        layer = self._commit(part, composed, record, images, viewer)
+        layer = self._commit(part, composed, record, images, viewer, preview)
+        if preview is not None:
+            preview.close()
         if layer is None:
             return
         self._last = (part, record)
@@ -442,6 +452,7 @@ class SegmentRun(QObject):
         record: dict[str, Any],
         images: MapImages,
         viewer: Any,
+        preview: PreviewLayer | None,
     ) -> Any:
         choices = part.choices
         if viewer is not None:
@@ -453,6 +464,7 @@ class SegmentRun(QObject):
             record,
             part.key,
             _colours(choices),
+            preview,
         )
 
     def _record(self, part: _Part, result: dict[str, Any], again: bool) -> dict[str, Any]:

@@ -365,8 +365,11 @@ class ProgressLine(QWidget):
 
     def move_to(self, fraction: float, text: str) -> None:
         """Show the bar, and a text of one's own."""
+        # Qt would draw the window at once, and again at the next event.
+        self.bar.setUpdatesEnabled(False)
         self.bar.setRange(0, _STEPS if fraction > 0 else 0)
         self.bar.setValue(round(_STEPS * fraction))
+        self.bar.setUpdatesEnabled(True)
         self._moving.show()
         self.say(text)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -125,8 +126,24 @@ def convolve(x: Tensor, transformed: Tensor, bias: Tensor | None = None) -> Tens
 
 def _convolve_sample(x: Tensor, transformed: Tensor, bias: Tensor | None, y: Tensor) -> None:
     """[D, H, W, C] -> fill y [D, H, W, outputs]."""
-    depth, height, width, channels = x.shape
     taps, _, _, outputs = transformed.shape
+    for strip, z, row, _ in _strips(x, taps, outputs):
+        strip.read(x, z, row)
+        strip.mix(transformed, bias)
+        strip.write(y, z, row)
+
+
+def _strips(
+    x: Tensor, taps: int, outputs: int
+) -> Iterator[tuple[_Strip, int, int, tuple[int, int]]]:
+    """Divide [D, H, W, C] into strips of about `STRIP_VALUES` transformed values.
+
+    Yields:
+        The strip (always the same, with its buffers), its first slice, its first row of tiles,
+        and how many of its first slices and rows were in the strips before it: the last ones
+        overlap the ones before them, so that all have one size.
+    """
+    depth, height, width, channels = x.shape
     tile_rows, columns = -(-height // OUT), -(-width // OUT)
     tiles = max(1, STRIP_VALUES // (IN * IN * columns * max(channels, outputs)))
     slices = min(depth, tiles)
@@ -134,11 +151,36 @@ def _convolve_sample(x: Tensor, transformed: Tensor, bias: Tensor | None, y: Ten
     strip = _Strip(x, rows, slices, taps // 2, outputs)
     for row in range(0, tile_rows, rows):
         for z in range(0, depth, slices):
-            # The last strips overlap the ones before them, so that all have one size.
             place = min(z, depth - slices), min(row, tile_rows - rows)
-            strip.read(x, *place)
-            strip.mix(transformed, bias)
-            strip.write(y, *place)
+            yield strip, *place, (z - place[0], row - place[1])
+
+
+def weight_gradient(x: Tensor, grad: Tensor, taps: int) -> Tensor:
+    """Gradient of a loss with respect to the weights of `convolve`.
+
+    The maps applied backwards: tiles of the gradient become 36 values each, which are multiplied
+    with those of the inputs, summed over all tiles, and mapped to 9.
+
+    Args:
+        x: [batch, C, (D,) H, W], contiguous in channels-last.
+        grad: [batch, outputs, (D,) H, W], of the loss with respect to the output; the same.
+        taps: of the kernel along the depth axis, 1 or 3; 1 in 2D.
+
+    Returns:
+        [outputs, C, taps, 3, 3].
+    """
+    channels, outputs = x.shape[1], grad.shape[1]
+    total = x.new_zeros(taps, IN * IN, channels, outputs)
+    for sample, one in zip(x, grad, strict=True):
+        volume, result = (
+            m.movedim(0, -1) if x.ndim == 5 else m.movedim(0, -1)[None] for m in (sample, one)
+        )
+        for strip, z, row, known in _strips(volume, taps, outputs):
+            strip.read(volume, z, row)
+            strip.read_gradient(result, z, row, known)
+            strip.add_products(total)
+    mapped = _squared(_WEIGHT_MAP, x.dtype).T @ total.flatten(2)
+    return mapped.view(taps, 3, 3, channels, outputs).permute(4, 3, 0, 1, 2)
 
 
 class _Strip:
@@ -215,6 +257,33 @@ class _Strip:
             whole = tiles.flatten(3, 4).flatten(1, 2)
             target.copy_(whole[:, : target.shape[1], :width])
 
+    def read_gradient(self, grad: Tensor, first: int, row: int, known: tuple[int, int]) -> None:
+        """Transform the gradient [D, H, W, outputs] of the strip's outputs into `mixed`.
+
+        Args:
+            known: slices and rows of tiles at the beginning that count as zero.
+        """
+        width, outputs = grad.shape[2:]
+        tiles = self.results.view(OUT, OUT, self.slices, self.rows, self.columns, outputs)
+        tiles = tiles.permute(2, 3, 0, 4, 1, 5)
+        source = grad[first : first + self.slices, OUT * row : OUT * (row + self.rows)]
+        if source.shape[1] != OUT * self.rows or width != OUT * self.columns:
+            whole = grad.new_zeros(self.slices, OUT * self.rows, OUT * self.columns, outputs)
+            whole[:, : source.shape[1], :width] = source
+            source = whole
+        tiles.copy_(source.unflatten(2, (self.columns, OUT)).unflatten(1, (self.rows, OUT)))
+        tiles[: known[0]] = 0
+        tiles[:, : known[1]] = 0
+        matrix = _squared(_OUTPUT_MAP, grad.dtype).T
+        torch.mm(matrix, self.results.flatten(1), out=self.mixed.flatten(1))
+
+    def add_products(self, total: Tensor) -> None:
+        """Add to the gradient of the transformed weights [taps, 36, C, outputs]."""
+        mixed = self.mixed.flatten(1, 2)
+        for tap, gradient in enumerate(total):
+            inputs = self.inputs[:, tap : tap + self.slices].flatten(1, 2)
+            gradient.baddbmm_(inputs.transpose(1, 2), mixed)
+
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`torch.nn.functional.conv2d` or `conv3d` where `pays(x, weight)`; differentiable once.
@@ -246,18 +315,10 @@ class _Winograd(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             spatial = tuple(range(2, weight.ndim))
             grad_x = convolve(grad, transform_weight(weight.flip(spatial).transpose(0, 1)))
-        ones = (1,) * (weight.ndim - 2)
-        _, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-            grad,
-            x,
-            weight,
-            [len(weight)] if ctx.has_bias else None,
-            ones,
-            [k // 2 for k in weight.shape[2:]],
-            ones,
-            False,
-            [0] * len(ones),
-            1,
-            [False, ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2]],
-        )
+        grad_weight = grad_bias = None
+        if ctx.needs_input_grad[1]:
+            taps = weight.shape[2] if weight.ndim == 5 else 1
+            grad_weight = weight_gradient(x, grad, taps).reshape(weight.shape)
+        if ctx.has_bias and ctx.needs_input_grad[2]:
+            grad_bias = grad.sum((0, *range(2, grad.ndim)))
         return grad_x, grad_weight, grad_bias

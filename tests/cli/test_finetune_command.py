@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-import tifffile
 
 import tttunet
+from squares import write_squares
 
 from .conftest import Run, tiny_model
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Masks of bright squares on noise."""
-    folder = tmp_path / "squares"
-    rng = np.random.default_rng(0)
-    for kind in ("images", "labels"):
-        (folder / kind).mkdir(parents=True)
-    for name in ("a", "b", "c"):
-        labels = np.zeros((48, 48), np.uint8)
-        labels[4:12, 4:12] = labels[18:28, 16:26] = labels[30:40, 30:44] = 1
-        image = rng.integers(0, 40, labels.shape) + 150 * (labels > 0)
-        tifffile.imwrite(folder / "images" / f"{name}.tif", image.astype(np.uint8))
-        tifffile.imwrite(folder / "labels" / f"{name}.tif", labels)
-    description = {"task": "semantic", "dim": 2, "classes": {"1": "square"}}
-    (folder / "dataset.json").write_text(json.dumps(description))
-    return folder
+    return write_squares(tmp_path / "squares", "semantic")
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 
 import tttunet
+from squares import NETWORK, write_squares
 from tttunet.cli.console import ProgressBar
 from tttunet.cli.train import _StopKey, duration
 from tttunet.errors import ModelError, OutputError, TTTUNetError
@@ -18,41 +18,12 @@ from tttunet.training.trainer import Trainer
 
 from .conftest import Run
 
-RECIPE = {
-    "network": {
-        "features": [4, 8],
-        "kernel_sizes": [[3, 3], [3, 3]],
-        "strides": [[1, 1], [2, 2]],
-        "encoder_blocks": [1, 1],
-        "decoder_blocks": [1],
-        "ttt": {"heads": 2},
-    },
-    "train": {"batch_size": 1, "workers": 0},
-}
+RECIPE = {"network": NETWORK, "train": {"batch_size": 1, "workers": 0}}
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Bright squares on noise, as instances."""
-    folder = tmp_path / "squares"
-    rng = np.random.default_rng(0)
-    for kind in ("images", "labels"):
-        (folder / kind).mkdir(parents=True)
-    for name in ("a", "b", "c"):
-        labels = np.zeros((32, 32), np.uint16)
-        labels[4:12, 4:12], labels[18:28, 16:26] = 1, 2
-        image = rng.integers(0, 40, labels.shape) + 150 * (labels > 0)
-        tifffile.imwrite(folder / "images" / f"{name}.tif", image.astype(np.uint8))
-        tifffile.imwrite(folder / "labels" / f"{name}.tif", labels)
-    description = {
-        "name": "squares",
-        "task": "instance",
-        "dim": 2,
-        "licence": "CC0-1.0",
-        "split": {"train": ["a", "b"], "val": ["c"]},
-    }
-    (folder / "dataset.json").write_text(json.dumps(description))
-    return folder
+    return write_squares(tmp_path / "squares")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -11,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tifffile
 import torch
 
+from squares import write_squares
 from tiny import make_config
 from tttunet.engine.client import Engine, Job
 from tttunet.engine.messages import TERMINAL, Hello
@@ -94,23 +93,4 @@ def engine(shared_engine: Engine) -> Engine:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Bright squares on noise, as instances."""
-    folder = tmp_path / "squares"
-    rng = np.random.default_rng(0)
-    for kind in ("images", "labels"):
-        (folder / kind).mkdir(parents=True)
-    for name in ("a", "b", "c"):
-        labels = np.zeros((32, 32), np.uint16)
-        labels[4:12, 4:12], labels[18:28, 16:26] = 1, 2
-        image = rng.integers(0, 40, labels.shape) + 150 * (labels > 0)
-        tifffile.imwrite(folder / "images" / f"{name}.tif", image.astype(np.uint8))
-        tifffile.imwrite(folder / "labels" / f"{name}.tif", labels)
-    description = {
-        "name": "squares",
-        "task": "instance",
-        "dim": 2,
-        "licence": "CC0-1.0",
-        "split": {"train": ["a", "b"], "val": ["c"]},
-    }
-    (folder / "dataset.json").write_text(json.dumps(description))
-    return folder
+    return write_squares(tmp_path / "squares")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from squares import NETWORK
 from tttunet.engine import client, exchange
 from tttunet.engine.client import Engine, Job
 from tttunet.engine.messages import Done, Lost, Metric, Progress, Train
@@ -21,14 +22,7 @@ from tttunet.models.model import load_model
 from .conftest import PATIENCE, Heard, finish, kill, noise
 
 RECIPE = {
-    "network": {
-        "features": [4, 8],
-        "kernel_sizes": [[3, 3], [3, 3]],
-        "strides": [[1, 1], [2, 2]],
-        "encoder_blocks": [1, 1],
-        "decoder_blocks": [1],
-        "ttt": {"heads": 2},
-    },
+    "network": NETWORK,
     "train": {"batch_size": 1, "workers": 1, "validate_every": 2},
 }
 

@@ -30,6 +30,7 @@ def direct(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
 PROBLEMS = [
     ((2, 5, 8, 12), 3, (3, 3)),
     ((1, 4, 13, 18), 6, (3, 3)),
+    ((1, 4, 26, 8), 6, (3, 3)),
     ((1, 3, 1, 2), 2, (3, 3)),
     ((2, 4, 5, 10, 7), 3, (3, 3, 3)),
     ((1, 4, 5, 8, 8), 3, (1, 3, 3)),
@@ -38,7 +39,8 @@ PROBLEMS = [
 ]
 
 
-@pytest.mark.parametrize("strip", [1, 7, 10**6])
+# Of 24 values, the last strips overlap those before them.
+@pytest.mark.parametrize("strip", [1, 7, 24, 10**6])
 @pytest.mark.parametrize(("shape", "outputs", "kernel"), PROBLEMS)
 def test_is_the_convolution(shape, outputs, kernel, strip, monkeypatch):
     monkeypatch.setattr(cpu_winograd, "STRIP_VALUES", strip * 36)

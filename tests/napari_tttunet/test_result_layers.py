@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +20,7 @@ from napari_tttunet.result_layers import (
     checksum,
     compose,
     is_accepted,
+    is_result,
 )
 
 
@@ -149,7 +149,7 @@ def test_accepted_labels_belong_to_the_person(viewer: Any) -> None:
 
 def test_a_preview_comes_and_goes(viewer: Any) -> None:
     image = image_in(viewer, (3, 2, 20, 30))
-    preview = PreviewLayer(viewer, label_grid(image, "TCYX"), "preview", after=0)
+    preview = PreviewLayer(viewer, label_grid(image, "TCYX"), "preview")
     assert len(viewer.layers) == 1
     viewer.layers.selection.active = image
     preview.paste(((1, 2), (5, 10), (0, 30)), np.ones((1, 5, 30), np.uint8))
@@ -163,17 +163,54 @@ def test_a_preview_comes_and_goes(viewer: Any) -> None:
 
 def test_the_first_tiles_wait_for_the_preview(viewer: Any) -> None:
     image = image_in(viewer)
-    preview = PreviewLayer(viewer, label_grid(image, "YX"), "preview", after=0.3)
-    preview.paste(((0, 5), (0, 5)), np.ones((5, 5), np.uint8))
+    preview = PreviewLayer(viewer, label_grid(image, "YX"), "preview")
+    preview.paste(((0, 5), (0, 5)), np.ones((5, 5), np.uint8), show=False)
     assert list(viewer.layers) == [image]
-    time.sleep(0.3)
     preview.paste(((5, 6), (0, 5)), np.ones((1, 5), np.uint8))
     assert preview.layer.data.sum() == 30
 
 
+def test_a_preview_becomes_the_result(viewer: Any) -> None:
+    image = image_in(viewer)
+    grid = label_grid(image, "YX")
+    preview, layers = PreviewLayer(viewer, grid, "preview"), ResultLayers(viewer)
+    preview.paste(((0, 5), (0, 5)), np.ones((5, 5), np.uint32))
+    shown = preview.layer
+    labels = np.zeros(grid.shape, np.uint32)
+    labels[3:9, 4:7] = 5
+    composed = compose(labels, grid, grid, True, None)
+    layer = layers.commit(image, "nuclei", composed, {"model": "nuclei"}, preview=preview)
+    preview.close()
+    assert layer is shown
+    assert list(viewer.layers) == [image, layer]
+    assert viewer.layers.selection.active is layer
+    np.testing.assert_array_equal(layer.data, labels)
+    fresh = viewer.add_labels(labels.view(np.int32))
+    assert (layer.opacity, layer.editable) == (fresh.opacity, fresh.editable)
+    assert is_result(layer)
+    assert layer.name == f"{image.name}: nuclei"
+    layer.fill((3, 4), 9)
+    assert layer.data[3, 4] == 9
+    layer.undo()
+    np.testing.assert_array_equal(layer.data, labels)
+
+
+def test_a_coarse_preview_does_not_become_the_result(viewer: Any) -> None:
+    size = PREVIEW_PIXELS + 1
+    image = viewer.add_image(np.zeros((size, 8), np.uint8))
+    grid = label_grid(image, "YX")
+    preview, layers = PreviewLayer(viewer, grid, "preview"), ResultLayers(viewer)
+    preview.paste(((0, 5), (0, 5)), np.ones((5, 5), np.uint32))
+    composed = compose(np.ones(grid.shape, np.uint32), grid, grid, True, None)
+    layer = layers.commit(image, "nuclei", composed, {"model": "nuclei"}, preview=preview)
+    preview.close()
+    assert list(viewer.layers) == [image, layer]
+    assert layer.data.shape == (size, 8)
+
+
 def test_a_preview_that_is_removed_stays_away(viewer: Any) -> None:
     image = image_in(viewer)
-    preview = PreviewLayer(viewer, label_grid(image, "YX"), "preview", after=0)
+    preview = PreviewLayer(viewer, label_grid(image, "YX"), "preview")
     part = ((0, 5), (0, 5)), np.ones((5, 5), np.uint8)
     preview.paste(*part)
     viewer.layers.remove(preview.layer)
@@ -184,7 +221,7 @@ def test_a_preview_that_is_removed_stays_away(viewer: Any) -> None:
 def test_a_large_preview_is_coarse_and_in_place(viewer: Any) -> None:
     size = 2 * PREVIEW_PIXELS + 1
     image = viewer.add_image(np.zeros((size, 40), np.uint8), scale=(0.5, 0.5))
-    preview = PreviewLayer(viewer, label_grid(image, "YX"), "preview", after=0)
+    preview = PreviewLayer(viewer, label_grid(image, "YX"), "preview")
     preview.paste(((100, 400), (0, 40)), np.ones((300, 40), np.uint8))
     data = preview.layer.data
     assert data.shape == (math.ceil(size / 3), 40)
