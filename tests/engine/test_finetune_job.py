@@ -45,16 +45,21 @@ def test_curve_preview_and_scores(engine: Engine, models, dataset: Path, tmp_pat
     assert previews[-1].labels.shape == view.shape
 
 
-def test_how_many_steps_there_would_be(engine: Engine, models, dataset: Path):
+def test_how_many_steps_there_would_be(engine: Engine, models, dataset: Path, tmp_path: Path):
     model = models[2, "instance"]
 
     def plan(model: str, **options) -> dict:
         return finish(engine.request(PlanFinetune(model, str(dataset), options))).result
 
     automatic = plan(model)
-    assert (automatic["train"], automatic["held_out"]) == (2, 1)
+    finish(engine.finetune(model, dataset, tmp_path / "run", **FAST))
+    done = read_config(tmp_path / "run" / "model").card.training
+    assert (automatic["train"], automatic["held_out"]) == (
+        done["train_parts"],
+        done["held_out_parts"],
+    )
     assert automatic["minutes"] is None
-    assert automatic["pixels"] == 4 * 32 * 32
+    assert automatic["pixels"] == 4 * 32 * 32, "its batches are larger than those of `FAST`"
     assert plan("")["steps"] > automatic["steps"] > 0, "a new model needs more"
     assert plan(model, steps=7)["steps"] == 7
     limited = plan(model, max_minutes=0.5)
