@@ -45,6 +45,7 @@ class Unchecked(QObject):
         self._maps_id = ""
         self._ranked: Objects | None = None
         self._job: Any = None
+        self._asking = False
         self._seen: set[tuple[float, ...]] = set()
 
     def next(self, labels: Any) -> None:
@@ -56,9 +57,9 @@ class Unchecked(QObject):
         if annotation is not self._annotation or maps_id != self._maps_id:
             self._annotation, self._maps_id = annotation, maps_id
             self._ranked, self._seen = None, set()
-            if maps_id and self._ask(annotation, own):
-                return
-        self._look(annotation)
+            self._asking = bool(maps_id) and self._ask(annotation, own)
+        if not self._asking:
+            self._look(annotation)
 
     def _ask(self, annotation: Annotation, own: dict[str, Any]) -> bool:
         """Ask the engine for the order; False: it has none for these labels."""
@@ -86,6 +87,7 @@ class Unchecked(QObject):
     ) -> None:
         if job is not self._job or not isinstance(event, messages.TERMINAL):
             return
+        self._asking = False
         if isinstance(event, messages.Done):
             self._ranked = doubtful(event.result["places"], offset, thick)
         self._look(annotation)
