@@ -31,6 +31,7 @@ EXAMPLES = [
     messages.Finetune(
         "nuclei", "project", "run", {"seed": 1}, ImageRef(array="view.npy", axes="YX"), "out.npy"
     ),
+    messages.PlanFinetune("nuclei", "project", {"seed": 1}),
     messages.Evaluate("a", "b", "instance"),
     messages.Measure(
         "l.npy", "t.npz", "YX", "YX", ((1.0, 0.0), (0.0, 1.0)), "µm", (("a", "a.npy"),)
