@@ -15,7 +15,7 @@ from napari_tttunet.keys import FINETUNE_KEYS
 from tttunet.projects import Project, Region, vouch_object
 
 #: Milliseconds; longer than anything takes, on a busy machine too.
-PATIENCE = 100_000
+PATIENCE = 240_000
 
 
 def make_project(folder: Path, size: int = 128, width: int = 80, objects: int = 0) -> Path:
