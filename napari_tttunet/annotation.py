@@ -212,6 +212,28 @@ class Annotation:
         self.regions.append(region)
         self._changed(region.bounds)
 
+    def remove_region(self, region: Region) -> None:
+        """Vouch no more for what lies in a region, unless in another one as well.
+
+        Raises:
+            ValueError: it is none of `regions`.
+        """
+        self.regions.remove(region)
+        box = _slices(region.bounds)
+        lost = region.mask() & ~self._in_regions(region.bounds)
+        self._set(region.bounds, (self.marks[box] > 0) & ~lost)
+        self._changed(region.bounds)
+
+    def region_at(self, place: tuple[int, ...]) -> Region | None:
+        """The smallest complete region that holds a pixel."""
+        found = [
+            region
+            for region in self.regions
+            if all(a <= p < b for p, (a, b) in zip(place, region.bounds, strict=True))
+            and region.mask()[tuple(p - a for p, (a, _) in zip(place, region.bounds, strict=True))]
+        ]
+        return min(found, key=lambda region: int(region.mask().sum()), default=None)
+
     def free_number(self) -> int:
         """A number that no object has."""
         return int(self.labels.max(initial=0)) + 1
@@ -246,8 +268,9 @@ class Annotation:
             labels[box] = np.where(take, part.labels, labels[box])
             self._set(part.bounds, (self.marks[box] > 0) | take)
         self.regions = [*regions, *self.regions]
-        self._done.clear()
-        self._undone.clear()
+        if stored:  # strokes would bring back what was there before
+            self._done.clear()
+            self._undone.clear()
 
     def _make_room(self, stored: Sequence[Stored]) -> None:
         """Renumber objects of the layer that nobody checked and that have a stored number."""

@@ -8,13 +8,13 @@ import numpy as np
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_tttunet.axes import guess_axes
-from napari_tttunet.dock_work import Background, weakly
+from napari_tttunet.dock_work import weakly
 from napari_tttunet.finetune_images import Source
+from napari_tttunet.finetune_next import Unchecked
 from napari_tttunet.finetune_project import ProjectWork
 from napari_tttunet.geometry import Transform
 from napari_tttunet.keys import look_at
 from napari_tttunet.layers import label_grid
-from napari_tttunet.objects import Objects, odd_first
 from napari_tttunet.regions import world_factors
 from tttunet.errors import ImageError, TTTUNetError
 from tttunet.projects import ProjectError, Region
@@ -75,9 +75,9 @@ class Corrections(QObject):
     def __init__(self, viewer: Any, work: ProjectWork) -> None:
         super().__init__()
         self._viewer, self._work = viewer, work
-        self._background = Background(self)
+        self.unchecked = Unchecked(viewer, work)
         self._shapes: Any = None
-        self._seen: list[int] = []
+        self._removed: list[tuple[Any, Region]] = []
         self.labels: Any = None
 
     # Which labels
@@ -86,7 +86,7 @@ class Corrections(QObject):
         """Correct another Labels layer from now on."""
         if labels is self.labels and self._following:
             return
-        self.labels, self._seen = labels, []
+        self.labels = labels
         if labels is None:
             return
         try:
@@ -216,6 +216,45 @@ class Corrections(QObject):
             "tool for another shape."
         )
 
+    def remove_region(self, region: Region | None = None) -> None:
+        """Take back a complete region; without one, that under the mouse."""
+        if not self._ready():
+            return
+        annotation = self._work.annotation
+        assert annotation is not None
+        if region is None:
+            place = self._under_mouse()
+            region = annotation.region_at(place) if place is not None else None
+        if region is None or region not in annotation.regions:
+            self.said.emit("There is no complete region under the mouse.")
+            return
+        self._work.remove_region(region)
+        self._removed.append((annotation, region))
+        self.said.emit("The region is not complete any more; Put back undoes this.")
+
+    @property
+    def can_put_back(self) -> bool:
+        """Whether a region of these labels was removed."""
+        return bool(self._removed) and self._removed[-1][0] is self._work.annotation
+
+    def put_back(self) -> None:
+        """Complete the region again that was removed last."""
+        if self.can_put_back and self._ready():
+            _, region = self._removed.pop()
+            self._work.complete(region)
+            self.said.emit("The region is complete again.")
+
+    def show_region(self, region: Region) -> None:
+        """Go to a complete region."""
+        if self._ready() and self._work.annotation is not None:
+            middle = [(start + stop - 1) / 2 for start, stop in region.bounds]
+            look_at(self._viewer, self.labels, self._work.annotation.in_layer(middle))
+
+    def next_place(self) -> None:
+        """Go to the next place that nobody checked, the most doubtful first."""
+        if self._ready():
+            self.unchecked.next(self.labels)
+
     def _drawn(self, event: Any) -> None:
         from napari.layers.base._base_constants import ActionType
 
@@ -261,39 +300,3 @@ class Corrections(QObject):
         leading = tuple((p, p + 1) for p in place[:-2])
         polygon = [(float(y), float(x)) for y, x in corners[:, -2:]]
         return Region.around(polygon, leading, annotation.labels.shape)
-
-    # Where to look next
-
-    def next_place(self) -> None:
-        """Go to an object that nobody checked, those of odd size first."""
-        if not self._ready():
-            return
-        annotation = self._work.annotation
-        assert annotation is not None
-        labels, state = annotation.labels, annotation.marks
-
-        def work() -> tuple[Any, Objects]:
-            return annotation, odd_first(np.where(state == 0, labels, 0))
-
-        self._background.run(work, self._go, self.failed.emit)
-
-    def _go(self, found: tuple[Any, Objects]) -> None:
-        asked, objects = found
-        annotation = self._work.annotation
-        if annotation is None or annotation is not asked:
-            return
-        if self.labels not in self._viewer.layers:
-            return
-        numbers = objects.numbers.tolist()
-        left = [number for number in numbers if number not in self._seen]
-        if not numbers:
-            self.said.emit("Every object is checked.")
-            return
-        if not left:
-            self._seen, left = [], numbers
-        self._seen.append(left[0])
-        at = numbers.index(left[0])
-        centre = annotation.in_layer(objects.centres[at])
-        look_at(self._viewer, self.labels, centre)
-        self.labels.selected_label = int(left[0])
-        self.said.emit(f"Object {left[0]}, {objects.order}; {len(numbers)} are not checked.")

@@ -18,6 +18,7 @@ from napari_tttunet.dock_work import (
 )
 from napari_tttunet.finetune_correct import Corrections
 from napari_tttunet.finetune_decision import Decision
+from napari_tttunet.finetune_estimate import TimeEstimate
 from napari_tttunet.finetune_images import task_of
 from napari_tttunet.finetune_models import (
     can_resume,
@@ -47,8 +48,8 @@ if TYPE_CHECKING:
 _NO_PROJECT = (
     "No project is open. Make one (New), so that your corrections are kept and can be trained on."
 )
-#: Milliseconds without a change before lists are shown anew.
-_SHOW_AFTER = 30
+#: Milliseconds without a change before lists are shown anew, and before the time is asked for.
+_SHOW_AFTER, _TIME_AFTER = 30, 600
 
 
 class FinetuneDock(QWidget):
@@ -77,6 +78,9 @@ class FinetuneDock(QWidget):
         self._cleanup.add(self._activity.close)
         self.view = FinetuneView(self.settings)
         self.decision = Decision(self.work, self.view.result)
+        self.time = TimeEstimate(self.settings)
+        self._time_timer = delayed(self, _TIME_AFTER, self._ask_time)
+        self._cleanup.add(self.time.stop)
         Scrolling(self.view, self)
         self._show_timer = delayed(self, _SHOW_AFTER, self._show_state)
         correct = self.corrections
@@ -86,6 +90,7 @@ class FinetuneDock(QWidget):
                 "mark_checked": lambda: correct.mark(True, mouse=True),
                 "take_back": lambda: correct.mark(False, mouse=True),
                 "complete_region": weakly(correct.complete_region),
+                "remove_region": weakly(correct.remove_region),
                 "next_unchecked": weakly(correct.next_place),
             },
             FINETUNE_KEYS,
@@ -109,6 +114,9 @@ class FinetuneDock(QWidget):
         correcting["mark_checked"].clicked.connect(lambda *_: correct.mark(True))
         correcting["take_back"].clicked.connect(lambda *_: correct.mark(False))
         correcting["complete_region"].clicked.connect(lambda *_: correct.complete_region())
+        correcting["remove_region"].clicked.connect(lambda *_: self._remove_region())
+        view.put_back.clicked.connect(lambda *_: correct.put_back())
+        view.regions.activated.connect(lambda index: correct.show_region(view.region(index)))
         correcting["next_unchecked"].clicked.connect(lambda *_: correct.next_place())
         view.add.clicked.connect(lambda *_: correct.add_object())
         view.erase.clicked.connect(lambda *_: correct.erase_object())
@@ -118,11 +126,13 @@ class FinetuneDock(QWidget):
         view.stop.clicked.connect(lambda *_: self._steer(run.stop))
         view.pause.toggled.connect(self._pause)
         view.cancel.clicked.connect(lambda *_: run.cancel())
-        for failed in (work.failed, correct.failed, decision.failed):
+        for failed in (work.failed, correct.failed, correct.unchecked.failed, decision.failed):
             failed.connect(view.message.tell_error)
-        for said in (correct.said, decision.said):
+        for said in (correct.said, correct.unchecked.said, decision.said):
             said.connect(self._say)
-        work.changed.connect(self._show_timer.start)
+        for changed in (work.changed, view.expert.changed, view.model.activated):
+            changed.connect(lambda *_: self._show_timer.start())
+        self.time.told.connect(view.show_time)
         work.opened.connect(self._opened)
         run.progressed.connect(self._progressed)
         run.point.connect(view.curve.add)
@@ -216,9 +226,26 @@ class FinetuneDock(QWidget):
             used = f"Will be used: {work.text}." if work.text else ""
         running = self.run.running or self._preparing
         view.show_state(used, self.corrections.labels is not None, project is not None, running)
+        regions = work.annotation.regions if work.annotation is not None else []
+        view.list_regions(regions, self.corrections.can_put_back)
         run = remembered_run(project) if project is not None and not running else None
         resumable = project is not None and can_resume(project, run)
         view.resume.setVisible(resumable and self.decision.run is None)
+        self._time_timer.start()
+
+    def _ask_time(self) -> None:
+        project, work = self.work.project, self.work
+        if project is None or self.run.running or self._preparing or not self.models:
+            return
+        model = str(self.view.model.currentData() or "")
+        options = self.view.expert.options()
+        state = f"{work.text} {len(project.versions)}"
+        self.time.ask(str(project.folder), model_folder(project, model), options, state)
+
+    def _remove_region(self) -> None:
+        region = self.view.region(self.view.regions.currentIndex())
+        if region is not None:
+            self.corrections.remove_region(region)
 
     def _say(self, text: str) -> None:
         self.view.message.tell("info", text)
@@ -320,11 +347,12 @@ class FinetuneDock(QWidget):
             return found, run
 
         self._prepare()
-        self.work.flush(self._begin, prepare)
+        self.work.flush(self._begin, prepare, self._not_begun)
 
     def _prepare(self) -> None:
         self._preparing = True
         self._resumed = False
+        self.time.forget()
         self.view.message.clear()
         self.decision.forget()
         self.view.curve.clear()
@@ -351,6 +379,12 @@ class FinetuneDock(QWidget):
             self.view.message.tell("info", " ".join(finding.text for finding in findings[:3]))
         self._start(run, resume=False)
 
+    def _not_begun(self, error: Exception) -> None:
+        self._preparing = False
+        self.view.curve.hide()
+        self.view.message.tell_error(error)
+        self._ended()
+
     def resume(self) -> None:
         """Go on with the run that was interrupted."""
         project = self.work.project
@@ -359,7 +393,7 @@ class FinetuneDock(QWidget):
             return
         self._prepare()
         self._resumed = True
-        self.work.flush(self._begin_again, lambda project: run)
+        self.work.flush(self._begin_again, lambda project: run, self._not_begun)
 
     def _begin_again(self, run: dict[str, Any]) -> None:
         self._preparing = False
@@ -451,6 +485,8 @@ class FinetuneDock(QWidget):
         self._ended()
 
     def _done(self, result: dict[str, Any]) -> None:
+        if not self._resumed:
+            self.time.learn(int(result["steps"] or 0), self.run.seconds)
         self._ended()
         if self.work.project is not None:
             self.decision.take(self._started, result)

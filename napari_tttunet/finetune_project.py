@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,9 @@ class ProjectWork(QObject):
         self._overlay: Overlay | None = None
         self._saver: Autosaver | None = None
         self._adding = False
-        self._pending: list[Region] = []
+        self._pending: deque[tuple[Region, bool]] = deque()
+        self._regions_lock = threading.Lock()
+        self._waiting: list[Callable[[], None]] = []
         self._saved.connect(self._on_saved)
 
     # Projects
@@ -167,7 +171,7 @@ class ProjectWork(QObject):
     def _drop_annotation(self) -> None:
         annotation, self.annotation, self.source = self.annotation, None, None
         overlay, self._overlay = self._overlay, None
-        self._pending = []
+        self._pending = deque()
         if annotation is not None:
             annotation.close()
         if overlay is not None:
@@ -186,7 +190,14 @@ class ProjectWork(QObject):
         """
         assert self.annotation is not None
         self.annotation.complete(region)
-        self._pending.append(region)
+        self._pending.append((region, True))
+        self._save_regions()
+
+    def remove_region(self, region: Region) -> None:
+        """Vouch for a complete region no more, here and in the project."""
+        assert self.annotation is not None
+        self.annotation.remove_region(region)
+        self._pending.append((region, False))
         self._save_regions()
 
     def _changed(self, bounds: Bounds) -> None:
@@ -228,10 +239,12 @@ class ProjectWork(QObject):
             self._adding = False
             if self.project is project and self.annotation is annotation:
                 self._attach(opened)
+            self._go_on()
 
         def failed(error: Exception) -> None:
             self._adding = False
             self.failed.emit(error)
+            self._go_on()
 
         self._background.run(work, then, failed)
 
@@ -276,18 +289,30 @@ class ProjectWork(QObject):
         annotation, project, image = self.annotation, self.project, self.image
         if annotation is None or project is None or image is None or self._saver is None:
             return
-        regions, self._pending = self._pending, []
-        saver = self._saver
+        if self._pending:
+            self._background.run(self._writer(), self._on_saved, self.failed.emit)
 
-        def work() -> int:
+    def _writer(self) -> Callable[[], None]:
+        """Writes what is pending; not to be called in the window's thread."""
+        annotation, project, image = self.annotation, self.project, self.image
+        saver, pending = self._saver, self._pending
+
+        def write() -> None:
+            if saver is None:
+                return
             saver.flush()
-            corrections = project.corrections(image.id)
-            for region in regions:
-                corrections.complete(region, annotation.read(region.bounds)[0])
-            return len(regions)
+            if annotation is None or project is None or image is None:
+                return
+            with self._regions_lock:  # one after the other, in their order
+                corrections = project.corrections(image.id)
+                while pending:
+                    region, complete = pending.popleft()
+                    if complete:
+                        corrections.complete(region, annotation.read(region.bounds)[0])
+                    elif region in corrections.regions:
+                        corrections.remove_region(corrections.regions.index(region))
 
-        if regions:
-            self._background.run(work, self._on_saved, self.failed.emit)
+        return write
 
     def _on_saved(self, result: Any) -> None:
         """In the window's thread: something was written, or could not be."""
@@ -308,17 +333,39 @@ class ProjectWork(QObject):
             self.text = found[1]
             self.changed.emit()
 
-    def flush(self, then: Callable[[Any], None], work: Callable[[Project], Any]) -> None:
-        """Write what is pending, then do more in the same thread; `then` hears its result."""
-        saver, project = self._saver, self.project
-        assert project is not None
+    def flush(
+        self,
+        then: Callable[[Any], None],
+        work: Callable[[Project], Any],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        """Write what is pending, then do more in the same thread.
+
+        Args:
+            then: hears the result of `work`.
+            work: gets the project.
+            failed: hears what went wrong.
+        """
+        project = self.project
+        if self._adding:  # the corrections have no place yet
+            self._waiting.append(lambda: self.flush(then, work, failed))
+            return
+        if project is None:  # it was closed meanwhile
+            failed(ProjectError("The project is closed.", "Open it again."))
+            return
+        write = self._writer()
 
         def do() -> Any:
-            if saver is not None:
-                saver.flush()
+            write()
             return work(project)
 
-        self._background.run(do, then, self.failed.emit)
+        self._background.run(do, then, failed)
+
+    def _go_on(self) -> None:
+        """What waited for the image to be added."""
+        waiting, self._waiting = self._waiting, []
+        for call in waiting:
+            call()
 
     def _in_thread(self, work: Callable[[], Any]) -> None:
         self._background.run(work, lambda _: None, self.failed.emit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,7 @@ class FinetuneRun(QObject):
         self._preview: PreviewLayer | None = None
         self.paused = False
         self.stopping = False
+        self._began = self._waited = self._paused_at = 0.0
 
     @property
     def running(self) -> bool:
@@ -144,7 +146,10 @@ class FinetuneRun(QObject):
             OutputError: the project cannot be written.
         """
         self._say("pause" if paused else "")
-        self.paused = paused
+        now = time.monotonic()
+        if self.paused:
+            self._waited += now - self._paused_at
+        self.paused, self._paused_at = paused, now
 
     def stop(self) -> None:
         """End now with the best model so far.
@@ -162,6 +167,11 @@ class FinetuneRun(QObject):
             (self._folder / CONTROL).write_text(word, encoding="utf-8")
         except OSError as error:
             raise OutputError(f"The engine cannot be told: {error}.") from error
+
+    @property
+    def seconds(self) -> float:
+        """How long it has run so far, without its pauses."""
+        return time.monotonic() - self._began - self._waited
 
     def cancel(self) -> None:
         """Stop; `cancelled` follows."""
@@ -196,6 +206,7 @@ class FinetuneRun(QObject):
             if not (self.paused or self.stopping):
                 self.progressed.emit(event.stage, event.fraction, event.eta)
         elif isinstance(event, messages.Started):
+            self._began, self._waited = time.monotonic(), 0.0
             stage = "starting the engine" if event.cold else "preparing the corrections"
             self.progressed.emit(stage, 0.0, None)
         elif isinstance(event, messages.Queued) and event.ahead:

@@ -51,7 +51,11 @@ _TIPS = {
     "take_back": "The object counts as not checked again.",
     "complete_region": "Vouch for everything in the chosen shapes, "
     "or draw a rectangle on the image first. Background counts too.",
-    "next_unchecked": "Go to the next object that nobody checked; those of unusual size first.",
+    "remove_region": "Vouch for the region no more: with the key that under the mouse, "
+    "with the button the chosen one.",
+    "next_unchecked": "Go to the next place that nobody checked: where the network was unsure or "
+    "an outline has dents, and where it saw something without label. If its output is not kept any "
+    "more, objects of unusual size come first.",
 }
 
 
@@ -114,7 +118,13 @@ class ProjectForm(QWidget):
 
 
 class Expert(QWidget):
-    """What decides a fine-tuning beside the labels."""
+    """What decides a fine-tuning beside the labels.
+
+    Attributes:
+        changed: the user changed something that the time depends on.
+    """
+
+    changed = Signal()
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,6 +165,8 @@ class Expert(QWidget):
         form.addRow("Seed", self.seed)
         form.addRow(self.replay)
         form.addRow(self.preview)
+        for box in (self.minutes, self.steps):
+            box.valueChanged.connect(lambda _: self.changed.emit())
 
     def options(self) -> dict[str, Any]:
         """Arguments of `tttunet.finetune`; what is automatic is left out."""
@@ -171,6 +183,17 @@ class Expert(QWidget):
         if self.steps.value() > 0:
             options["steps"] = self.steps.value()
         return options
+
+
+def _region_text(number: int, region: Any) -> str:
+    """A complete region in words: its size, and the slice if there are some."""
+    sizes = [stop - start for start, stop in region.bounds]
+    thick = any(n > 1 for n in sizes[:-2])
+    shown = sizes if thick else sizes[-2:]
+    text = f"{number}: " + " \N{MULTIPLICATION SIGN} ".join(map(str, shown))
+    if thick or len(sizes) == 2:
+        return text
+    return f"{text}, slice {', '.join(str(start) for start, _ in region.bounds[:-2])}"
 
 
 class FinetuneView(QWidget):
@@ -227,6 +250,21 @@ class FinetuneView(QWidget):
             QPushButton("Erase object"), "erase_object", "Remove the selected object"
         )
         layout.addLayout(button_grid([*self.correcting.values(), self.add, self.erase]))
+        self._regions: list[Any] = []
+        self.regions = combo_box("complete_regions", "The complete regions; choose one to see it")
+        self.correcting["remove_region"] = explain(
+            QPushButton("Remove"), "remove_region", _TIPS["remove_region"]
+        )
+        self.put_back = explain(
+            QPushButton("Put back"), "put_back", "Complete the region again that was removed last"
+        )
+        self.region_row = QWidget()
+        row = form_layout(self.region_row)
+        row.addRow(
+            "Regions",
+            side_by_side(self.regions, self.correcting["remove_region"], self.put_back),
+        )
+        layout.addWidget(self.region_row)
 
     def _training(self, layout: QVBoxLayout, settings: Settings) -> None:
         self.model = combo_box("start_from", "The model to improve; it is never changed itself")
@@ -243,6 +281,9 @@ class FinetuneView(QWidget):
         self.resume = explain(
             QPushButton("Resume"), "resume", "Go on with the fine-tuning that was interrupted"
         )
+        self.time = text_label("finetune_time")
+        self.time.hide()
+        layout.addWidget(self.time)
         layout.addWidget(self.resume)
         layout.addWidget(self.go)
         self.stop = explain(
@@ -258,6 +299,11 @@ class FinetuneView(QWidget):
         self.running.setLayout(buttons)
         self.running.hide()
         self.resume.hide()
+
+    def show_time(self, text: str, how: str) -> None:
+        """How long it will take, and how that is known."""
+        show_text(self.time, "" if self.running.isVisibleTo(self) else text)
+        self.time.setToolTip(how)
 
     def name_keys(self, text: Callable[[str], str]) -> None:
         """Name the keys of the actions in the tooltips."""
@@ -298,6 +344,22 @@ class FinetuneView(QWidget):
             self.labels.addItem("Segment an image first", None)
         self.labels.setEnabled(bool(layers))
 
+    def region(self, index: int) -> Any:
+        """The complete region of an entry; None: there is no such entry."""
+        return self._regions[index] if 0 <= index < len(self._regions) else None
+
+    def list_regions(self, regions: Sequence[Any], can_put_back: bool) -> None:
+        """Show the complete regions of the image."""
+        chosen = self.regions.currentIndex() if len(self._regions) == len(regions) else -1
+        self._regions = list(regions)  # not in the box: Qt would take them apart
+        self.regions.clear()
+        self.regions.addItems([_region_text(i, one) for i, one in enumerate(regions, 1)])
+        self.regions.setCurrentIndex(chosen if chosen >= 0 else len(regions) - 1)
+        self.regions.setEnabled(bool(regions))
+        self.correcting["remove_region"].setEnabled(bool(regions))
+        self.put_back.setVisible(can_put_back)
+        self.region_row.setVisible(bool(regions) or can_put_back)
+
     def list_models(self, models: Sequence[tuple[str, str]], current: str) -> None:
         """Texts and references of the models to start from."""
         self.model.clear()
@@ -321,5 +383,7 @@ class FinetuneView(QWidget):
         self.go.setVisible(not running)
         self.go.setEnabled(ready)
         self.running.setVisible(running)
+        if running or not ready:
+            self.show_time("", "")
         for widget in (self.project, self.new, self.open, self.model, self.expert):
             widget.setEnabled(not running)

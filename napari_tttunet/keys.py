@@ -22,13 +22,17 @@ KEYS = {
     "previous_object": "Shift-N",
     "toggle_labels": "H",
 }
-#: The same of the Fine-tune dock; while the Segment dock is open, N is its key.
+#: The same of the Fine-tune dock. Of two docks with the same key, the one opened last has it.
 FINETUNE_KEYS = {
     "mark_checked": "G",
     "take_back": "Shift-G",
     "complete_region": "W",
+    "remove_region": "Shift-W",
     "next_unchecked": "N",
 }
+
+#: Where a function that is bound to a key of ours has its actions, one per dock.
+_ACTIONS = "tttunet_actions"
 
 
 class DockKeys:
@@ -53,11 +57,17 @@ class DockKeys:
 
         self._viewer = weakref.ref(viewer)
         self.bound: dict[str, str] = {}
-        taken = taken_keys() | set(viewer.keymap)
+        self._actions = dict(actions)
+        shortcuts = taken_keys()
         for name, action in actions.items():
-            if coerce_keybinding(keys[name]) in taken:
+            key = coerce_keybinding(keys[name])
+            ours = getattr(viewer.keymap.get(key), _ACTIONS, None)
+            if ours is not None:
+                ours.append(action)
+            elif key in shortcuts or key in viewer.keymap:
                 continue
-            viewer.bind_key(keys[name], _pressed(action))
+            else:
+                viewer.bind_key(keys[name], _pressed(action))
             self.bound[name] = keys[name]
 
     def text(self, action: str) -> str:
@@ -67,10 +77,18 @@ class DockKeys:
 
     def release(self) -> None:
         """Give the keys back."""
+        from napari.utils.key_bindings import coerce_keybinding
+
         viewer = self._viewer()
         bound, self.bound = self.bound, {}
-        if viewer is not None:
-            for key in bound.values():
+        if viewer is None:
+            return
+        for name, key in bound.items():
+            ours = getattr(viewer.keymap.get(coerce_keybinding(key)), _ACTIONS, None)
+            if ours is None:
+                continue  # somebody else has it now
+            ours.remove(self._actions[name])
+            if not ours:
                 viewer.bind_key(key, None)
 
 
@@ -84,9 +102,13 @@ def taken_keys() -> set[Any]:
 
 
 def _pressed(action: Callable[[], object]) -> Callable[[Any], None]:
-    def pressed(_viewer: Any) -> None:
-        action()
+    """What a key of ours does: the last one of its actions."""
+    actions = [action]
 
+    def pressed(_viewer: Any) -> None:
+        actions[-1]()
+
+    setattr(pressed, _ACTIONS, actions)
     return pressed
 
 

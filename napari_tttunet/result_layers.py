@@ -11,7 +11,7 @@ import time
 import weakref
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -382,75 +382,3 @@ class PreviewLayer:
             if chosen is not None and chosen in viewer.layers:
                 viewer.layers.selection.active = chosen
         self.layer = None
-
-
-# Maps
-
-
-@dataclass(frozen=True, eq=False)
-class MapImages:
-    """Images made of the network's maps, arranged for the grid of what was segmented."""
-
-    grid: LabelGrid
-    images: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-def map_images(
-    maps: np.ndarray, grid: LabelGrid, instances: bool, probabilities: bool, uncertainty: bool
-) -> MapImages:
-    """Images of the network's maps; not for the window's thread.
-
-    Args:
-        maps: [K, *labels]; of an instance model background, interior, boundary, distance.
-        grid: of the labels.
-        instances: of an instance model.
-        probabilities: that a pixel is not background.
-        uncertainty: entropy of the class probabilities, 0 (certain) to 1 (all alike).
-    """
-    classes = maps[:3] if instances else maps
-    found = MapImages(grid)
-    if probabilities:
-        found.images["probability"] = grid.arrange(1.0 - classes[0])
-    if uncertainty:
-        entropy = np.zeros(classes.shape[1:], np.float32)
-        for one in classes:
-            entropy -= one * np.log(np.maximum(one, 1e-12))
-        found.images["uncertainty"] = grid.arrange(
-            np.clip(entropy / math.log(len(classes)), 0.0, 1.0)
-        )
-    return found
-
-
-def show_map_images(viewer: Any, image: Any, model: str, found: MapImages) -> list[Any]:
-    """Show images of maps below the labels; those of the same name are replaced."""
-    from napari.layers import Image
-
-    shown = []
-    chosen = viewer.layers.selection.active
-    for kind, data in found.images.items():
-        name = f"{image.name}: {kind} ({model})"
-        arguments = found.grid.arguments()
-        arguments["metadata"] = {"tttunet": {**arguments["metadata"]["tttunet"], "shows": kind}}
-        for old in [x for x in viewer.layers if x.name == name]:
-            own = old.metadata.get("tttunet")
-            if isinstance(own, dict) and own.get("shows") == kind:
-                viewer.layers.remove(old)
-        layer = Image(
-            data,
-            **arguments,
-            name=name,
-            rgb=False,
-            contrast_limits=(0.0, 1.0),
-            colormap="magma" if kind == "uncertainty" else "viridis",
-            blending="additive",
-            opacity=0.6,
-        )
-        viewer.layers.insert(_above(viewer, image), layer)
-        shown.append(layer)
-    if chosen is not None and chosen in viewer.layers:
-        viewer.layers.selection.active = chosen
-    return shown
-
-
-def _above(viewer: Any, image: Any) -> int:
-    return viewer.layers.index(image) + 1 if image in viewer.layers else len(viewer.layers)

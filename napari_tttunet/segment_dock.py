@@ -154,6 +154,7 @@ class SegmentDock(QWidget):
         entry = self.entry
         self.view.show_model(entry, summary_html(entry) if entry else "")
         self.view.thresholds.set_model(entry)
+        self.view.options.set_model(entry)
         self.image.set_model(entry)
         self._show_state()
 
@@ -252,6 +253,8 @@ class SegmentDock(QWidget):
             view.thresholds.decoding(),
             options.probabilities.isChecked(),
             options.uncertainty.isChecked(),
+            options.adaptation_mode,
+            options.adaptation_shown,
         )
 
     def _ask_estimate(self) -> None:

@@ -19,6 +19,7 @@ from qtpy.QtWidgets import (
 from napari_tttunet.layers import levels, suggest_level
 from napari_tttunet.settings import Settings
 from napari_tttunet.widgets import (
+    choose,
     combo_box,
     device_name,
     explain,
@@ -54,6 +55,28 @@ _SLIDERS: dict[str, tuple[str, str, float, float, bool]] = {
     ),
     "min_size": ("Smallest", "Objects of fewer pixels are left out.", 0, 500, True),
 }
+#: How TTT layers adapt: text and mode, see `tttunet.layers.adaptation.Mode`.
+_ADAPTATION = (
+    ("To every tile anew", "tile"),
+    ("On through the whole image", "image"),
+    ("In both directions", "both"),
+    ("Not at all", "off"),
+)
+#: What a map of the adaptation shows, see `result_layers.adaptation_image`.
+_ADAPTED = (
+    ("What was unlike, before adapting", "before"),
+    ("What stayed unlike, after it", "after"),
+    ("What adapting changed", "difference"),
+)
+_NO_TTT = "The chosen model has no TTT layers, so it does not adapt to an image."
+_ADAPTATION_TIP = (
+    "How the model adjusts itself to your image while it looks at it. On the images that "
+    "it was checked on, this makes no measurable difference."
+)
+_MAP_TIP = (
+    "Adds a coarse image layer that is bright where the image is unlike what the model knows, by "
+    "its own measure. Takes somewhat longer."
+)
 _AUTOMATIC = "Automatic"
 _STEPS = 1000
 
@@ -158,6 +181,18 @@ class MoreOptions(QWidget):
             "Also show uncertainty",
             "Adds an image layer that is bright where the network hesitates: look there first.",
         )
+        self.adaptation = combo_box("adaptation", _ADAPTATION_TIP, _ADAPTATION)
+        choose(self.adaptation, settings.get("segment.adaptation", "tile"))
+        self.adaptation.activated.connect(self._changed)
+        self._form.addRow("Adaptation", self.adaptation)
+        self.adaptation_map = self._check(
+            "adaptation_map", "Show where the model adapted", _MAP_TIP
+        )
+        self.adapted = combo_box("adapted", "What the layer shows", _ADAPTED)
+        choose(self.adapted, settings.get("segment.adapted", "before"))
+        self.adapted.activated.connect(self._changed)
+        self._form.addRow("", self.adapted)
+        self.adapted.setVisible(self.adaptation_map.isChecked())
         self.level = combo_box(
             "level", "The resolution of the pyramid that is segmented; finer takes longer."
         )
@@ -174,12 +209,37 @@ class MoreOptions(QWidget):
         return box
 
     def _changed(self, *_: Any) -> None:
-        for box in (self.mirror, self.probabilities, self.uncertainty):
+        for box in (self.mirror, self.probabilities, self.uncertainty, self.adaptation_map):
             self._settings.set(f"segment.{box.objectName()}", box.isChecked())
+        for combo in (self.adaptation, self.adapted):
+            self._settings.set(f"segment.{combo.objectName()}", combo.currentData())
+        self.adapted.setVisible(self.adaptation_map.isChecked())
         self._settings.set("segment.tile", self.tile.value())
         self._settings.set("segment.device", self.device.currentData())
         self._settings.save_soon()
         self.changed.emit()
+
+    def set_model(self, entry: Mapping[str, Any]) -> None:
+        """Offer what the model can do."""
+        adapts = bool(entry.get("adapts", True))
+        for widget, tip in (
+            (self.adaptation, _ADAPTATION_TIP),
+            (self.adaptation_map, _MAP_TIP),
+            (self.adapted, "What the layer shows"),
+        ):
+            widget.setEnabled(adapts)
+            widget.setToolTip(tip if adapts else _NO_TTT)
+
+    @property
+    def adaptation_mode(self) -> str:
+        """How the model is to adapt."""
+        return str(self.adaptation.currentData()) if self.adaptation.isEnabled() else "tile"
+
+    @property
+    def adaptation_shown(self) -> str:
+        """`before`, `after` or `difference`; empty: no map is wanted."""
+        wanted = self.adaptation_map.isEnabled() and self.adaptation_map.isChecked()
+        return str(self.adapted.currentData()) if wanted else ""
 
     def tile_size(self) -> tuple[int, ...]:
         return (self.tile.value(),) if self.tile.value() else ()

@@ -14,15 +14,13 @@ from napari_tttunet.axes import data_shape
 from napari_tttunet.dock_work import Background
 from napari_tttunet.geometry import Bounds, full_bounds, scale_bounds
 from napari_tttunet.layers import LabelGrid, image_fields, label_grid, layer_array, levels
+from napari_tttunet.map_images import MapImages, show_map_images
 from napari_tttunet.regions import displayed_axes, plane_bounds, shape_bounds, view_bounds
 from napari_tttunet.result_layers import (
     Composed,
-    MapImages,
     PreviewLayer,
     ResultLayers,
     compose,
-    map_images,
-    show_map_images,
 )
 from napari_tttunet.session import session
 from napari_tttunet.warm_up import warm_up
@@ -52,6 +50,8 @@ class Choices:
         channel: name or number of the one channel; empty: all.
         device, tile, mirror, decoding: as in `messages.Segment`.
         probabilities, uncertainty: show these as images, too.
+        adaptation: as in `messages.Segment`.
+        adapted: show where the model adapted: `before`, `after` or `difference`; empty: do not.
     """
 
     layer: Any
@@ -66,6 +66,8 @@ class Choices:
     decoding: dict[str, Any] = field(default_factory=dict)
     probabilities: bool = False
     uncertainty: bool = False
+    adaptation: str = "tile"
+    adapted: str = ""
 
     @property
     def instances(self) -> bool:
@@ -96,6 +98,8 @@ class Choices:
             self.device,
             self.tile,
             mirror=self.mirror,
+            adaptation=self.adaptation,
+            adaptation_map=bool(self.adapted),
         )
 
     def request(self, path: str) -> messages.Segment:
@@ -109,6 +113,8 @@ class Choices:
             mirror=self.mirror,
             decoding=dict(self.decoding),
             channel=self.channel,
+            adaptation=self.adaptation,
+            adaptation_map="wanted" if self.adapted else "",
         )
 
 
@@ -297,6 +303,8 @@ class SegmentRun(QObject):
             image=fields,
             preview=True,
             maps=choices.probabilities or choices.uncertainty,
+            adaptation_map=bool(choices.adapted),
+            adaptation=choices.adaptation,
             device=choices.device,
             tile=choices.tile,
             mirror=choices.mirror,
@@ -399,18 +407,15 @@ class SegmentRun(QObject):
         name = choices.model["name"]
         old = self.layers.snapshot(choices.layer, name, part.key)
         labels, maps = result.pop("labels"), result.pop("maps", None)
+        losses = result.pop("adaptation_map", None)
 
         def work() -> tuple[Any, ...]:
             composed = compose(labels, part.grid, part.whole, choices.instances, old)
-            images = None
+            images = MapImages(part.grid)
             if maps is not None:
-                images = map_images(
-                    maps,
-                    part.grid,
-                    choices.instances,
-                    choices.probabilities,
-                    choices.uncertainty,
-                )
+                images.add_maps(maps, choices.instances, choices.probabilities, choices.uncertainty)
+            if losses is not None:
+                images.add_losses(losses, choices.adapted)
             return token, part, result, composed, images
 
         self._background.run(work, self._show, self._broken)
@@ -445,12 +450,12 @@ class SegmentRun(QObject):
         part: _Part,
         composed: Composed,
         record: dict[str, Any],
-        images: MapImages | None,
+        images: MapImages,
         viewer: Any,
         preview: PreviewLayer | None,
     ) -> Any:
         choices = part.choices
-        if images is not None and viewer is not None:
+        if viewer is not None:
             show_map_images(viewer, choices.layer, choices.model["name"], images)
         return self.layers.commit(
             choices.layer,

@@ -69,7 +69,11 @@ class Tuning:
         self.qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
 
     def until(self, condition: Callable[[], bool]) -> None:
-        self.qtbot.waitUntil(condition, timeout=PATIENCE)
+        try:
+            self.qtbot.waitUntil(condition, timeout=PATIENCE)
+        except self.qtbot.TimeoutError as error:
+            said = f"{self.used} / {self.dock.view.progress.text} / {self.message}"
+            raise AssertionError(f"Waited in vain; the dock says: {said}") from error
 
     @property
     def message(self) -> str:
@@ -114,9 +118,21 @@ class Tuning:
         field.clear()
         self.qtbot.keyClicks(field, text)
 
-    def new_project(self, folder: Path, name: str = "cells") -> Path:
-        """Make a project by the form."""
+    def choose(self, name: str, value: Any) -> None:
+        combo = self.find(name)
+        place = combo.findData(value)
+        assert place >= 0, value
+        combo.setCurrentIndex(place)
+
+    def new_project(
+        self, folder: Path, name: str = "cells", task: str = "", classes: str = ""
+    ) -> Path:
+        """Make a project by the form; without `task` and `classes`, as it proposes."""
         self.click("new_project")
+        if task:
+            self.choose("project_task", task)
+        if classes:
+            self.type_in("project_classes", classes)
         self.type_in("project_name", name)
         self.type_in("project_parent", str(folder))
         self.click("project_create")

@@ -140,6 +140,48 @@ class Stage:
         self.until(lambda: bool(found.table), "the table")
         return found, labels
 
+    def corrected(self) -> Any:
+        """The Fine-tune dock with a project: labels that were found, two places mended."""
+        from tttunet.projects import Region
+
+        _, truth = self.open_sample("histology_white")
+        labels = self.segment(self.open_dock("Segment"))
+        for dock in list(self.viewer.window.dock_widgets.values()):
+            self.viewer.window.remove_dock_widget(dock)
+        regions = [Region(((20, 150), (20, 170))), Region(((110, 240), (190, 250)))]
+        inside = np.zeros(truth.data.shape, bool)
+        for region in regions:
+            inside[tuple(slice(*along) for along in region.bounds)] = True
+        right = np.isin(truth.data, np.unique(truth.data[inside])) & (truth.data > 0)
+        wrong = np.isin(labels.data, np.unique(labels.data[right | inside]))
+        labels.data[wrong] = 0
+        labels.data[right] = truth.data[right] + labels.data.max()
+        labels.refresh()
+        self.viewer.layers.remove(truth)
+        dock = self.open_dock("Fine-tune", 360)
+        self.viewer.layers.selection.active = labels
+        self.until(lambda: dock.work.annotation is not None and bool(dock.models), "the labels")
+        for region in regions:
+            dock.work.complete(region)
+        what = {"name": "my-cells", "task": "instance", "dim": 2, "classes": {1: "nucleus"}}
+        dock.create_project(self.folder / "my-cells", **what)
+        self.until(lambda: "2 complete regions" in dock.view.used.text(), "the corrections")
+        self.until(lambda: bool(dock.view.time.text()), "the time")
+        self.fill(labels)
+        return dock
+
+    def train(self, dock: Any, steps: int) -> None:
+        """Press Fine-tune."""
+        dock.view.expert.steps.setValue(steps)
+        self.click(dock, "finetune")
+        self.until(lambda: dock.run.running, "the training")
+
+    def scroll_bar(self, dock: Any) -> Any:
+        from qtpy.QtWidgets import QScrollArea
+
+        area = dock.findChild(QScrollArea) or dock.parent().findChild(QScrollArea)
+        return area.verticalScrollBar()
+
     def fill(self, layer: Any) -> None:
         """Zoom until no part of the canvas is empty."""
         height, width = self.viewer.window._qt_viewer.canvas.size
@@ -267,7 +309,43 @@ def models(stage: Stage) -> None:
     stage.until(lambda: dock.panel.list.topLevelItemCount() > 0, "the models")
 
 
-_ALL = (hero, segment_ready, segment, segment_progress, results, results_compared, batch, models)
+def finetune_correct(stage: Stage) -> None:
+    """Two regions are complete; what will be used and how long it will take is told."""
+    stage.corrected()
+
+
+def finetune_running(stage: Stage) -> None:
+    """The curve and the preview of the model of the moment."""
+    dock = stage.corrected()
+    stage.train(dock, 60)
+    shows = [layer.name for layer in stage.viewer.layers]
+    stage.until(
+        lambda: (
+            len(dock.view.curve.scores) > 2
+            and any("preview" in layer.name for layer in stage.viewer.layers)
+        ),
+        f"the preview beside {shows}",
+    )
+    stage.pause(DRAWN)
+    stage.write()
+    dock.run.cancel()
+    stage.until(lambda: not dock.run.running, "the cancel")
+
+
+def finetune_result(stage: Stage) -> None:
+    """Scores, pictures side by side, and the decision."""
+    dock = stage.corrected()
+    stage.train(dock, 40)
+    stage.until(lambda: dock.decision.run is not None, "the scores")
+    stage.pause(DRAWN)
+    bar = stage.scroll_bar(dock)
+    bar.setValue(bar.maximum())
+
+
+_ALL = (
+    *(hero, segment_ready, segment, segment_progress, results, results_compared, batch, models),
+    *(finetune_correct, finetune_running, finetune_result),
+)
 PICTURES: dict[str, Callable[[Stage], None]] = {one.__name__: one for one in _ALL}
 
 if __name__ == "__main__":

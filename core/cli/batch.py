@@ -42,10 +42,10 @@ def batch(
     table: true
     decoding: {min_size: 30}
 
-    Further fields: ending, format, overlay, axes, channel, device, tile,
-    overlap, mirror, existing. Paths start from the file's folder. Run it again
-    after an interruption: images that are complete are left out, unless it
-    says existing: overwrite.
+    Further fields: ending, format, overlay, adaptation_map, axes, channel,
+    device, tile, overlap, mirror, adaptation, existing. Paths start from the
+    file's folder. Run it again after an interruption: images that are complete
+    are left out, unless it says existing: overwrite.
 
     \b
     [bold]Example[/bold]

@@ -136,26 +136,26 @@ def segment(
         "device": device,
         "overlap": overlap,
         "mirror": tta,
+        "adaptation": adaptation,
     }
     tile_numbers = () if tile is None else _parse_tile(tile)
     thresholds = _thresholds(decoding or [], min_size)
-    if engine and (adaptation_map or adaptation != "tile"):
-        raise typer.BadParameter("cannot be combined with --engine", param_hint="--adaptation")
     if engine:
         from tttunet.cli.batch import run_batch
         from tttunet.engine.batch import Batch
 
-        plan = Batch(
-            inputs=tuple(inputs),
-            output=output,
-            model=model,
-            overlay=overlay,
-            table=table,
-            tile=tile_numbers,
-            decoding=thresholds,
-            existing="overwrite" if overwrite else "error",
-            **settings,
-        )
+        fields = {
+            "inputs": tuple(inputs),
+            "output": output,
+            "model": model,
+            "overlay": overlay,
+            "table": table,
+            "adaptation_map": adaptation_map,
+            "tile": tile_numbers,
+            "decoding": thresholds,
+            "existing": "overwrite" if overwrite else "error",
+        }
+        plan = Batch.from_dict({**fields, **settings}, "The command")
         run_batch(plan.absolute(), debug=bool(context.obj))
         return
 
@@ -179,7 +179,6 @@ def segment(
         settings |= {
             "tile": tile_size(loaded.config, tile_numbers),
             "decoding": changed_decoding(loaded.config, thresholds),
-            "adaptation": adaptation,
             "overwrite": overwrite,
             "note": bar.note,
         }

@@ -39,12 +39,14 @@ class Batch(StrictModel):
             OME-TIFF of others.
         overlay: write a picture with outlines.
         table: write a table of the objects.
+        adaptation_map: write where the TTT layers had to adapt.
         axes: one letter per dimension, if the files do not say it.
         channel: the one to segment, name or number.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         tile: tile size, one number or one per axis; empty: automatic.
         overlap: share of a tile that neighbours share.
         mirror: average over flips.
+        adaptation: how TTT layers adapt, see `tttunet.layers.adaptation.Mode`.
         decoding: changed thresholds of the model.
         existing: `skip` goes on with a batch that was interrupted: images whose results are
             complete are left out. `overwrite` writes all again, `error` refuses.
@@ -58,12 +60,14 @@ class Batch(StrictModel):
     format: str = "auto"
     overlay: bool = False
     table: bool = False
+    adaptation_map: bool = False
     axes: str | None = None
     channel: str | None = None
     device: str = "auto"
     tile: tuple[int, ...] = ()
     overlap: float = Field(0.25, ge=0, le=0.9)
     mirror: bool = False
+    adaptation: Literal["off", "tile", "image", "both"] = "tile"
     decoding: dict[str, Any] = Field(default_factory=dict)
     existing: Existing = "skip"
 
@@ -193,6 +197,7 @@ def command_line(request: Segment, output: str) -> str | None:
         return None
     words = ["tttunet", "segment", request.image.path, "--output", output]
     words += ["--model", request.model]
+    words += ["--adaptation-map"] if request.adaptation_map else []
     fields = {name: getattr(request, name) for name in _OPTIONS if name != "axes"}
     return shlex.join(words + _options({**fields, "axes": request.image.axes}))
 
@@ -207,7 +212,8 @@ def segment_command(plan: Mapping[str, Any]) -> str | None:
         return None
     words = ["tttunet", "segment", *map(str, plan["inputs"]), "--engine"]
     words += ["--output", plan["output"] or "labels/", "--model", plan["model"]]
-    words += [f"--{name}" for name in ("overlay", "table") if plan[name]]
+    extras = ("overlay", "table", "adaptation_map")
+    words += [f"--{name.replace('_', '-')}" for name in extras if plan.get(name)]
     words += ["--overwrite"] if plan["existing"] == "overwrite" else []
     return shlex.join(words + _options(plan))
 
@@ -220,6 +226,7 @@ _OPTIONS: dict[str, Any] = {
     "tile": (),
     "overlap": Segment.overlap,
     "mirror": False,
+    "adaptation": Segment.adaptation,
     "decoding": {},
 }
 
@@ -229,7 +236,7 @@ def _options(given: Mapping[str, Any]) -> list[str]:
     found = {name: given.get(name) or usual for name, usual in _OPTIONS.items()}
     found["overlap"] = given.get("overlap", Segment.overlap)  # 0 means none
     words = []
-    for name in ("axes", "channel", "device", "tile", "overlap"):
+    for name in ("axes", "channel", "device", "tile", "overlap", "adaptation"):
         value = found[name]
         text = ",".join(map(str, value)) if name == "tile" else str(value)
         words += [f"--{name}", text] if value != _OPTIONS[name] else []

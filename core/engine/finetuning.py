@@ -9,14 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from tttunet.engine.grid import open_image
-from tttunet.engine.messages import Finetune, Log, Metric, Partial, Progress
+from tttunet.engine.messages import Finetune, Log, Metric, Partial, PlanFinetune, Progress
+from tttunet.engine.models import LoadedModels
 from tttunet.engine.worker import Reporter
 from tttunet.errors import TTTUNetError
+from tttunet.inference.device import pick_device
 from tttunet.inference.segment import segment
+from tttunet.models.card import read_config
+from tttunet.models.library import resolve
 from tttunet.models.model import Model
 from tttunet.training.comparison import COMPARISON_NAME
+from tttunet.training.defaults import choose_settings
 from tttunet.training.finetune import FinetuneResult, finetune
+from tttunet.training.holdout import hold_out
+from tttunet.training.samples import read_material
 from tttunet.training.trainer import TrainEvent
+from tttunet.training.transfer import initial_model, same_question
 
 #: What a control file may say; anything else, or no file: go on.
 PAUSE, STOP = "pause", "stop"
@@ -58,6 +66,55 @@ def run_finetune(request: Finetune, reporter: Reporter) -> dict[str, Any]:
     for note in result.notes:
         reporter.send(Log("info", note))
     return _ready(result)
+
+
+def plan_finetune(
+    request: PlanFinetune, reporter: Reporter, models: LoadedModels
+) -> dict[str, Any]:
+    """What a fine-tuning would do, without training.
+
+    Returns:
+        `train` and `held_out`: numbers of labelled parts; `steps` at most (None if only the time
+        is limited) and `minutes` at most (None without limit); `pixels` per step; `rate`: seconds
+        per pixel of a segmentation with the model in this process, None if there was none.
+
+    Raises:
+        TTTUNetError: the project cannot be trained on, or the model is unknown.
+    """
+    reporter.stage("looking at the corrections")
+    options = dict(request.options)
+    seed, share = int(options.get("seed", 0)), float(options.get("share", 0.25))
+    material = read_material(request.data)
+    train, val = material.samples, material.val
+    if not val:
+        train, val = hold_out(train, material.task, seed, share)
+    rate = None
+    if request.model:
+        folder = resolve(request.model).resolve()
+        config = read_config(folder)
+        device = str(pick_device(str(options.get("device", "auto"))))
+        rate = models.rates.get((folder, device, "tile", False))
+    else:
+        config = initial_model(None, material, "new", seed).config
+    chosen = dict(options.get("options") or {})
+    chosen |= {name: options.get(name) for name in ("max_minutes", "steps", "learning_rate")}
+    settings = choose_settings(
+        config,
+        len(train),
+        new_head=not request.model or not same_question(config, material),
+        from_scratch=not request.model,
+        seed=seed,
+        chosen=chosen,
+    )
+    patch = settings.patch_size or config.plan.patch_size
+    return {
+        "train": len(train),
+        "held_out": len(val),
+        "steps": settings.steps,
+        "minutes": settings.max_minutes,
+        "pixels": settings.batch_size * math.prod(patch),
+        "rate": rate,
+    }
 
 
 def _said(control: Path | None) -> str:

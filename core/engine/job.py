@@ -15,7 +15,7 @@ import numpy as np
 from tttunet.engine.messages import TERMINAL, Done, Message
 
 if TYPE_CHECKING:
-    from tttunet.engine.client import Engine
+    from tttunet.engine.lane import Lane
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Job:
     grace: float | None = None
     state: str = "waiting"
     outcome: Any = None
-    engine: Engine | None = field(default=None, repr=False)
+    engine: Lane | None = field(default=None, repr=False)
     _cancelled: threading.Event = field(default_factory=threading.Event, repr=False)
     _finished: threading.Event = field(default_factory=threading.Event, repr=False)
     _lock: Any = field(default_factory=threading.Lock, repr=False)

@@ -49,7 +49,14 @@ def rest() -> None:
     _MODELS.rest()
 
 
-def _hello(_request: messages.Hello, _reporter: Reporter) -> dict[str, Any]:
+def _hello(request: messages.Hello, _reporter: Reporter) -> dict[str, Any]:
+    about = {
+        "protocol": messages.PROTOCOL,
+        "version": messages.package_version(),
+        "python": platform.python_version(),
+    }
+    if request.light:
+        return about
     import torch
 
     from tttunet.inference.device import pick_device
@@ -62,9 +69,7 @@ def _hello(_request: messages.Hello, _reporter: Reporter) -> dict[str, Any]:
     names = {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
     gpu_total, gpu_available = device_memory(device) if device != "cpu" else (None, None)
     return {
-        "protocol": messages.PROTOCOL,
-        "version": messages.package_version(),
-        "python": platform.python_version(),
+        **about,
         "torch": torch.__version__,
         "devices": devices,
         "device_names": names,
@@ -163,6 +168,12 @@ def _finetune(request: messages.Finetune, reporter: Reporter) -> dict[str, Any]:
 
     _last_maps = None
     return run_finetune(request, reporter)
+
+
+def _plan_finetune(request: messages.PlanFinetune, reporter: Reporter) -> dict[str, Any]:
+    from tttunet.engine.finetuning import plan_finetune
+
+    return plan_finetune(request, reporter, _MODELS)
 
 
 def _library(request: Any, reporter: Reporter) -> dict[str, Any]:
@@ -296,6 +307,7 @@ _HANDLERS: dict[str, Callable[[Any, Reporter], dict[str, Any]]] = {
     "estimate": _estimate,
     "train": _train,
     "finetune": _finetune,
+    "plan_finetune": _plan_finetune,
     "evaluate": _evaluate,
     "measure": _measure,
     "batch": _batch,

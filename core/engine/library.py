@@ -154,6 +154,7 @@ def _described(entry: ModelEntry) -> dict[str, Any]:
         found["spacing"], found["unit"] = config.plan.spacing, config.plan.unit
         found["labels"] = [label.model_dump(mode="json") for label in config.labels]
         found["channels"] = config.plan.channels
+        found["adapts"] = config.network.ttt is not None
         if config.plan.decoding is not None:
             found["decoding"] = config.plan.decoding.model_dump(mode="json")
     return found

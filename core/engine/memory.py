@@ -98,6 +98,7 @@ def estimate(
     on_gpu: bool = False,
     place: Place | None = None,
     keep_maps: bool = False,
+    adaptation_map: bool = False,
 ) -> Estimate:
     """Predict memory and work.
 
@@ -112,11 +113,13 @@ def estimate(
         place: of one time point on the network's grid, see `imaging.preprocess.place_of`; None:
             that of the image.
         keep_maps: the maps are wanted on the image's grid.
+        adaptation_map: as for `segment`.
     """
     if place is not None and not place.unchanged:
         return _estimate_elsewhere(
-            config, planes, place, keep_maps, tile, overlap, mirror, itemsize, on_gpu
-        )
+            config, planes, place, keep_maps, tile, overlap, mirror, itemsize, on_gpu,
+            adaptation_map,
+        )  # fmt: skip
     from tttunet.imaging.tiles import tile_grid
     from tttunet.inference.tiled import BATCH_PIXELS, BATCH_TILES, padded_shape
 
@@ -128,7 +131,8 @@ def estimate(
     tiles = len(list(tile_grid(padded, size, overlap)))
     pixels, tile_pixels = math.prod(spatial), math.prod(size)
     batch = min(tiles, max(1, min(BATCH_TILES, BATCH_PIXELS // tile_pixels)))
-    inputs, outputs = network.input_channels, network.output_channels
+    losses = 2 if adaptation_map else 0
+    inputs, outputs = network.input_channels, network.output_channels + losses
 
     computing = int(4 * batch * tile_pixels * _maps_at_once(config)) + _weight_bytes(config)
     if tiles == 1:
@@ -140,7 +144,7 @@ def estimate(
     decoding = pixels * (DECODE_BYTES if task == "instance" else 4 * outputs + 8)
     label_bytes = 4 if task == "instance" else 1
     # The image and the labels lie in the folder that both processes share, the labels also here.
-    files = pixels * planes * (inputs * itemsize + 2 * label_bytes)
+    files = pixels * planes * (inputs * itemsize + 2 * (label_bytes + 4 * losses))
     frame = 4 * inputs * pixels
     running = stitching + (0 if on_gpu else computing)
     host = OVERHEAD + files + frame + maps + max(running, decoding)
@@ -164,6 +168,7 @@ def _estimate_elsewhere(
     mirror: bool,
     itemsize: int,
     on_gpu: bool,
+    adaptation_map: bool,
 ) -> Estimate:
     """`estimate` where the network's grid is not the image's.
 
@@ -185,6 +190,7 @@ def _estimate_elsewhere(
         mirror=mirror,
         on_gpu=on_gpu,
         itemsize=0,
+        adaptation_map=adaptation_map,
     )
     inputs, grid = config.network.input_channels, math.prod(place.grid)
     label_bytes = 4 if config.task == "instance" else 1
@@ -193,7 +199,8 @@ def _estimate_elsewhere(
         back = 8 * outputs * voxels + DECODE_BYTES * math.prod(place.shape[lead:])
     else:
         back = 2 * label_bytes * voxels + 16 * min(SLAB, voxels)
-    files = times * voxels * (inputs * itemsize + 2 * label_bytes)
+    loss_bytes = 8 if adaptation_map else 0
+    files = times * voxels * (inputs * itemsize + 2 * (label_bytes + loss_bytes))
     # The maps of the network's grid wait while they are brought back.
     waiting = 4 * (inputs * grid + outputs * math.prod(place.grid[lead:]))
     host = max(there.host + 4 * inputs * grid, OVERHEAD + max(preparing, waiting + back)) + files

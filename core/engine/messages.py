@@ -7,73 +7,16 @@ message; they lie in files of the job's folder (`exchange`), which a message nam
 from __future__ import annotations
 
 import os
-import types
-import typing
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
+
+from tttunet.engine.wire import Message
+from tttunet.engine.wire import ProtocolError as ProtocolError
+from tttunet.engine.wire import from_dict as from_dict
 
 #: Raised whenever a message changes its meaning.
 PROTOCOL = 1
-
-_KINDS: dict[str, type] = {}
-
-
-class ProtocolError(ValueError):
-    """A message that this side does not understand."""
-
-
-@dataclass(frozen=True)
-class Message:
-    """Base of all messages; `kind` tells them apart on the wire."""
-
-    kind: ClassVar[str]
-
-    def __init_subclass__(cls, kind: str = "", **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if kind:
-            cls.kind = kind
-            _KINDS[kind] = cls
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind, **asdict(self)}
-
-
-def from_dict(data: dict[str, Any]) -> Any:
-    """The message that `to_dict` wrote.
-
-    Raises:
-        ProtocolError: unknown kind, or missing or unknown fields.
-    """
-    values = dict(data)
-    kind = values.pop("kind", None)
-    if kind not in _KINDS:
-        raise ProtocolError(f"There is no message of the kind '{kind}'.")
-    return _build(_KINDS[kind], values, str(kind))
-
-
-def _build(cls: type, values: dict[str, Any], where: str) -> Any:
-    known = {f.name for f in fields(cls)}
-    if values.keys() - known:
-        raise ProtocolError(f"Message '{where}' has unknown fields: {values.keys() - known}.")
-    hints = typing.get_type_hints(cls)
-    try:
-        return cls(**{name: _value(hints[name], value) for name, value in values.items()})
-    except TypeError as error:
-        raise ProtocolError(f"Message '{where}' is incomplete: {error}.") from error
-
-
-def _value(hint: Any, value: Any) -> Any:
-    """JSON knows lists and objects only: back to tuples and dataclasses."""
-    if isinstance(value, list) and typing.get_origin(hint) is not list:
-        return tuple(tuple(x) if isinstance(x, list) else x for x in value)
-    if isinstance(value, dict):
-        parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        for part in parts:
-            if isinstance(part, type) and is_dataclass(part):
-                return _build(part, value, part.__name__)
-    return value
-
 
 # What both speak about
 
@@ -126,9 +69,10 @@ def model_reference(name_or_path: str) -> str:
 
 @dataclass(frozen=True)
 class Hello(Message, kind="hello"):
-    """The first request to a new worker."""
+    """The first request to a new worker; a `light` one says nothing of devices."""
 
     protocol: int = PROTOCOL
+    light: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,6 +92,9 @@ class Segment(Message, kind="segment"):
         preview: the .npy file that receives finished tiles, which `Partial` tells of: foreground
             or classes; empty: not wanted.
         channel: name or number of the one channel to segment; empty: all.
+        adaptation: how TTT layers adapt, see `tttunet.layers.adaptation.Mode`.
+        adaptation_map: the .npy file that receives where they had to adapt, [2, *labels] float32,
+            their loss before and after; empty: not wanted.
     """
 
     image: ImageRef
@@ -161,6 +108,8 @@ class Segment(Message, kind="segment"):
     maps: str = ""
     preview: str = ""
     channel: str = ""
+    adaptation: str = "tile"
+    adaptation_map: str = ""
 
 
 @dataclass(frozen=True)
@@ -213,6 +162,8 @@ class Estimate(Message, kind="estimate"):
     spacing: tuple[float, ...] = ()
     unit: str | None = None
     direction: tuple[tuple[float, ...], ...] = ()
+    adaptation: str = "tile"
+    adaptation_map: bool = False
 
 
 @dataclass(frozen=True)
@@ -248,6 +199,15 @@ class Finetune(Message, kind="finetune"):
     preview: str = ""
     channel: str = ""
     control: str = ""
+
+
+@dataclass(frozen=True)
+class PlanFinetune(Message, kind="plan_finetune"):
+    """How long a `Finetune` with the same fields would take; nothing is trained."""
+
+    model: str
+    data: str
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,13 @@ class LoadedModels:
     """Models by their folder, read again when a file of theirs changes.
 
     Attributes:
-        rates: seconds per pixel of the network's last run, by folder and device.
+        rates: seconds per pixel of the network's last run, by folder, device, mode of adaptation
+            and whether its map was made.
     """
 
     def __init__(self) -> None:
         self._models: OrderedDict[Path, tuple[tuple[Any, ...], Model]] = OrderedDict()
-        self.rates: dict[tuple[Path, str], float] = {}
+        self.rates: dict[tuple[Path, str, str, bool], float] = {}
 
     def get(self, name_or_path: str) -> tuple[Path, Model]:
         """The folder and the model, on the CPU.

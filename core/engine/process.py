@@ -51,13 +51,15 @@ class WorkerProcess:
 
     Args:
         python: interpreter; None: as PYTHON_VARIABLE says, else the client's own.
+        light: it shall not load torch to say of itself what it has.
 
     Attributes:
         about: what the worker said of itself.
         output: the last lines that it wrote to its error stream.
     """
 
-    def __init__(self, python: str | Path | None = None) -> None:
+    def __init__(self, python: str | Path | None = None, light: bool = False) -> None:
+        self.light = light
         self.python = str(python or os.environ.get(PYTHON_VARIABLE) or sys.executable)
         self.about: dict[str, Any] = {}
         self.output: deque[str] = deque(maxlen=OUTPUT_LINES)
@@ -113,7 +115,7 @@ class WorkerProcess:
         self._service._error_lines = self.output
         try:
             self._service.start()
-            self._greeting = self.run(Hello().to_dict(), lambda: None)
+            self._greeting = self.run(Hello(light=self.light).to_dict(), lambda: None)
         except OSError as error:
             if self._service._process is None:
                 raise WorkerError(

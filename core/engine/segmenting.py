@@ -95,11 +95,16 @@ def run_segment(
         overlap=request.overlap,
         mirror=request.mirror,
         decoding=decoding,
+        adaptation=request.adaptation,
+        adaptation_map=bool(request.adaptation_map),
         tile_done=None if preview is None else preview.add,
         maps_done=maps.add if maps.wanted else None,
     )
     _, labels = grid.create(request.output, result.labels.dtype)
     labels[...] = result.labels
+    if result.adaptation_map is not None:
+        losses = result.adaptation_map
+        grid.create(request.adaptation_map, losses.dtype, losses.shape[:1])[1][...] = losses
     record = provenance(result, model, decoding)
     record |= {"axes": grid.axes, "maps_id": maps.kept.id if maps.kept else ""}
     return record, maps.kept
@@ -122,6 +127,7 @@ def segment_in_memory(
     spatial = image.spatial_shape[-model.config.network.dim :]
     geometry = (image.spatial_shape, image.spacing, image.direction, image.unit)
     place, _ = place_of(*geometry, model.config.plan)
+    how = options.get("adaptation", "tile"), options.get("adaptation_map", False)
 
     def need(way: Rung) -> Estimate:
         return estimate(
@@ -135,6 +141,7 @@ def segment_in_memory(
             on_gpu=way.device != "cpu",
             place=place,
             keep_maps=options.get("maps_done") is not None,
+            adaptation_map=options.get("adaptation_map", False),
         )
 
     def compute(way: Rung) -> Result:
@@ -146,7 +153,7 @@ def segment_in_memory(
             stitch_on_cpu=way.stitch_on_cpu,
             **options,
         )
-        models.rates[folder, way.device] = result.seconds / need(way).work
+        models.rates[(folder, way.device, *how)] = result.seconds / need(way).work
         return result
 
     ways = rungs(model.config, target, tile or automatic_tile(model.config))
@@ -187,6 +194,7 @@ def provenance(result: Result, model: Model, decoding: InstanceDecoding | None) 
         "tile": result.settings["tile"],
         "overlap": result.settings["overlap"],
         "mirror": result.settings["mirror"],
+        "adaptation": result.settings["adaptation"],
         "decoding": decoding.model_dump() if decoding else {},
         "axes": result.axes,
         "shape": list(result.labels.shape),
@@ -294,9 +302,10 @@ def run_estimate(request: EstimateRequest, models: LoadedModels) -> dict[str, An
         itemsize=np.dtype(request.dtype).itemsize,
         on_gpu=device != "cpu",
         place=_place(request, config, sizes),
+        adaptation_map=request.adaptation_map,
     )
     available, device_available = host_memory()[1], device_memory(device)[1]
-    rate = models.rates.get((folder, device))
+    rate = models.rates.get((folder, device, request.adaptation, request.adaptation_map))
     return {
         "device": device,
         "tile": list(need.tile),

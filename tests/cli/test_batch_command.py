@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image as Pillow
 
 from tttunet.imaging import load_labels
@@ -152,3 +153,18 @@ def test_ctrl_c_ends_after_a_tile(tmp_path: Path, instance_model: Path):
     assert "Stopped; files that were done stay." in errors
     assert "Traceback" not in errors
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_engine_takes_the_mode_of_adaptation_and_writes_its_map(run: Run, tmp_path: Path):
+    (source,) = write_images(tmp_path, "a.png", size=80)
+    words = ("segment", source, "--tile", "32", "--adaptation", "image", "--adaptation-map")
+    found = []
+    for name, further in (("here", ()), ("there", ("--engine",))):
+        ran = run(*words, "-o", tmp_path / name, *further)
+        assert ran.code == 0, ran.err
+        found.append(tifffile.imread(tmp_path / name / "a_adaptation.ome.tif"))
+    assert found[0].shape == (2, 80, 80)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-3)
+    wrong = run(*words[:4], "--adaptation", "never", "--engine", "-o", tmp_path / "wrong")
+    assert wrong.code == 1
+    assert "adaptation: Input should be 'off', 'tile', 'image' or 'both'" in wrong.err

@@ -218,13 +218,13 @@ def test_a_request_as_a_command(tmp_path: Path):
     request = Segment(ref, "nuclei", "x.npy", tile=(64, 64), mirror=True, overlap=0.5)
     request = Segment(
         ref, "nuclei", "x.npy", tile=(64, 64), mirror=True, overlap=0.5, channel="DAPI",
-        decoding={"min_size": 3, "fill_holes": False},
+        decoding={"min_size": 3, "fill_holes": False}, adaptation="off", adaptation_map="x.npy",
     )  # fmt: skip
     text = command_line(request, "results/")
     assert shlex.split(text) == [
         *("tttunet", "segment", "/data/my cells.tif", "--output", "results/"),
-        *("--model", "nuclei", "--axes", "ZYX", "--channel", "DAPI", "--tile", "64,64"),
-        *("--overlap", "0.5", "--tta"),
+        *("--model", "nuclei", "--adaptation-map", "--axes", "ZYX", "--channel", "DAPI"),
+        *("--tile", "64,64", "--overlap", "0.5", "--adaptation", "off", "--tta"),
         *("--decoding", "min_size=3", "--decoding", "fill_holes=false"),
     ]
     plain = Segment(ImageRef(path="a.tif"), "nuclei", "x.npy")
@@ -238,10 +238,10 @@ def test_a_batch_as_a_command():
     assert segment_command(plain) == command
     changes = {
         **{"overlay": True, "existing": "overwrite", "axes": "ZYX", "overlap": 0.0},
-        **{"tile": [64, 96], "decoding": {"min_size": 3}},
+        **{"tile": [64, 96], "decoding": {"min_size": 3}, "adaptation_map": True},
     }
     assert segment_command({**plain, **changes}) == (
-        f"{command} --overlay --overwrite --axes ZYX --tile 64,96 --overlap 0.0 "
+        f"{command} --overlay --adaptation-map --overwrite --axes ZYX --tile 64,96 --overlap 0.0 "
         "--decoding min_size=3"
     )
     assert segment_command({**plain, "ending": "_seg"}) is None

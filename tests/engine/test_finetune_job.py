@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tttunet.engine.client import Engine
-from tttunet.engine.messages import Finetune
+from tttunet.engine.messages import Finetune, PlanFinetune
 from tttunet.models.card import read_config
 
 from .conftest import Heard, finish
@@ -43,6 +43,32 @@ def test_curve_preview_and_scores(engine: Engine, models, dataset: Path, tmp_pat
     assert previews
     assert previews[-1].bounds == ((0, 1), (0, 40), (0, 50))
     assert previews[-1].labels.shape == view.shape
+
+
+def test_how_many_steps_there_would_be(engine: Engine, models, dataset: Path, tmp_path: Path):
+    model = models[2, "instance"]
+
+    def plan(model: str, **options) -> dict:
+        return finish(engine.request(PlanFinetune(model, str(dataset), options))).result
+
+    automatic = plan(model)
+    finish(engine.finetune(model, dataset, tmp_path / "run", **FAST))
+    done = read_config(tmp_path / "run" / "model").card.training
+    assert (automatic["train"], automatic["held_out"]) == (
+        done["train_parts"],
+        done["held_out_parts"],
+    )
+    assert automatic["minutes"] is None
+    assert automatic["pixels"] == 4 * 32 * 32, "its batches are larger than those of `FAST`"
+    assert plan("")["steps"] > automatic["steps"] > 0, "a new model needs more"
+    assert plan(model, steps=7)["steps"] == 7
+    limited = plan(model, max_minutes=0.5)
+    assert (limited["steps"], limited["minutes"]) == (None, 0.5)
+    finish(engine.segment(np.zeros((64, 64), np.uint8) + np.arange(64, dtype=np.uint8),
+                          axes="YX", model=model))  # fmt: skip
+    assert plan(model)["rate"] > 0
+    failed = finish(engine.request(PlanFinetune("no-such-model", str(dataset))))
+    assert (failed.kind, failed.problem) == ("failed", "input")
 
 
 def test_stop_by_the_control_file(engine: Engine, models, dataset: Path, tmp_path: Path):

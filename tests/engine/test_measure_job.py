@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import pytest
 
-from tttunet.engine.client import Engine
+from tttunet.engine.client import Engine, Job
 from tttunet.engine.messages import Progress
 from tttunet.measuring import Grid, measure
 from tttunet.measuring.objects import finish as finish_steps
 
-from .conftest import Heard, finish, noise
+from .conftest import PATIENCE, Heard, finish, kill, noise
 
 MATRIX = np.array([[0.5, 0.0, 3.0], [0.0, 2.0, -1.0]])
 
@@ -31,6 +33,86 @@ def same(first: Any, second: Any) -> bool:
     pairs = [(first.values[key], second.values[key]) for key in first.values]
     pairs += [(first.centres, second.centres), (first.boxes, second.boxes)]
     return all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in pairs)
+
+
+def small_worker(engine: Engine) -> int:
+    """The process that measures."""
+    assert engine._light is not None
+    pid = engine._light.worker_pid
+    assert pid is not None
+    return pid
+
+
+@pytest.fixture
+def training(engine: Engine, models, dataset: Path, tmp_path: Path) -> Iterator[Job]:
+    """A long training that is past its first step."""
+    job = engine.finetune(
+        models[2, "instance"],
+        dataset,
+        tmp_path / "run",
+        on_event=Heard(),
+        steps=100_000,
+        options={"precision": "32-true", "batch_size": 2},
+    )
+    wait_for_steps(job, 1)
+    yield job
+    job.cancel()
+    assert finish(job).kind == "cancelled"
+
+
+def wait_for_steps(job: Job, count: int) -> None:
+    """Wait for so many steps from now on."""
+
+    def steps() -> int:
+        return sum(event.kind == "metric" for event in list(job.on_event))
+
+    wanted, end = steps() + count, time.monotonic() + PATIENCE
+    while steps() < wanted:
+        assert not job.finished, job.outcome
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_objects_are_measured_and_compared_while_a_training_runs(engine: Engine, training: Job):
+    labels, grid = squares(30), Grid("YX", "YX", MATRIX, "µm")
+    result = finish(engine.measure(labels, grid)).result
+    assert result["count"] == 900
+    compared = finish(engine.evaluate(labels, labels, "instance")).result
+    assert compared["mean_ap"] == 1.0
+    wait_for_steps(training, 2)
+    pid = small_worker(engine)
+    assert pid != engine.worker_pid
+    if Path(f"/proc/{pid}/maps").exists():
+        assert "libtorch" not in Path(f"/proc/{pid}/maps").read_text()
+        assert "libtorch" in Path(f"/proc/{engine.worker_pid}/maps").read_text()
+    assert "torch" not in engine._light.about
+
+    # Its death harms neither the training nor the next measurement.
+    kill(pid)
+    assert finish(engine.measure(labels, grid)).result["count"] == 900
+    wait_for_steps(training, 2)
+
+    # What the training has no room for is told at once.
+    heard = Heard()
+    failed = finish(engine.decode({"min_size": 3}, on_event=heard))
+    assert (failed.kind, failed.problem) == ("failed", "input")
+    assert "Segment it again" in failed.hint
+    assert heard.kinds == ["queued", "failed"]
+    assert finish(engine.review(labels)).kind == "failed"
+    assert training.state == "running"
+
+
+def test_closing_ends_both_workers():
+    with Engine() as engine:
+        labels, grid = squares(3), Grid("YX", "YX", MATRIX, "µm")
+        assert finish(engine.measure(labels, grid)).kind == "done"
+        assert engine.worker_pid is None, "measuring needs no other worker"
+        lane = engine._light
+        job = engine.measure(squares(900, 4), grid)
+    assert finish(job).kind in ("cancelled", "done")
+    assert lane.worker_pid is None
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.measure(labels, grid)
 
 
 def test_a_table_as_the_core_measures_it(engine: Engine):
@@ -70,7 +152,8 @@ def test_a_lazy_film_is_read_chunk_by_chunk(engine: Engine, monkeypatch: pytest.
 def test_progress_and_cancel(engine: Engine):
     heard = Heard()
     labels, grid = squares(900, 4), Grid("YX", "YX", MATRIX, "µm")
-    pid = engine.worker_pid
+    finish(engine.measure(squares(2), grid))
+    pid = small_worker(engine)
 
     def cancel(job: Any, event: Any) -> None:
         if isinstance(event, Progress):
@@ -83,7 +166,7 @@ def test_progress_and_cancel(engine: Engine):
     assert time.monotonic() - start < 60
     small = finish(engine.measure(squares(2), grid)).result
     assert small["count"] == 4
-    assert engine.worker_pid == pid, "the worker ended by itself"
+    assert small_worker(engine) == pid, "the worker ended by itself"
 
 
 def test_what_does_not_fit_is_told(engine: Engine):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tttunet.engine import messages
+from tttunet.engine import messages, wire
 from tttunet.engine.messages import ImageRef, Partial, ProtocolError, Segment, from_dict
 
 EXAMPLES = [
@@ -31,6 +31,7 @@ EXAMPLES = [
     messages.Finetune(
         "nuclei", "project", "run", {"seed": 1}, ImageRef(array="view.npy", axes="YX"), "out.npy"
     ),
+    messages.PlanFinetune("nuclei", "project", {"seed": 1}),
     messages.Evaluate("a", "b", "instance"),
     messages.Measure(
         "l.npy", "t.npz", "YX", "YX", ((1.0, 0.0), (0.0, 1.0)), "µm", (("a", "a.npy"),)
@@ -60,7 +61,7 @@ def test_round_trip(message: messages.Message):
 
 
 def test_every_kind_has_an_example():
-    assert {type(message) for message in EXAMPLES} == set(messages._KINDS.values())
+    assert {type(message) for message in EXAMPLES} == set(wire._KINDS.values())
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,42 @@ def test_labels_have_the_shape_and_the_order_that_was_asked(
             assert event.labels.shape == result["labels"][part].shape
 
 
+@pytest.mark.parametrize(("dim", "mode"), [(2, "image"), (2, "off"), (2, "both"), (3, "tile")])
+def test_the_mode_of_adaptation_and_its_map_travel(engine: Engine, models, dim: int, mode: str):
+    array = noise((2, *(40,) * dim))
+    axes = "TZYX" if dim == 3 else "ZYX"
+    model = models[dim, "instance"]
+    options = {"tile": (32,) * dim, "adaptation": mode, "device": "cpu"}
+    job = engine.segment(array, axes=axes, model=model, adaptation_map=True, **options)
+    result = finish(job).result
+    expected = segment(
+        Image.from_array(array, axes), load_model(model), adaptation_map=True, **options
+    )
+    np.testing.assert_array_equal(result["labels"], expected.labels)
+    np.testing.assert_allclose(result["adaptation_map"], expected.adaptation_map, rtol=1e-4)
+    assert result["adaptation_map"].dtype == np.float32
+    before, after = result["adaptation_map"]
+    assert np.allclose(before, after, rtol=1e-4) == (mode == "off")
+    assert result["adaptation"] == mode
+
+    # With the client's axes, also where these are in another order.
+    turned = np.moveaxis(array, 0, -1)
+    job = engine.segment(
+        turned, axes=axes[1:] + axes[0], model=model, adaptation_map=True, **options
+    )
+    other = finish(job).result["adaptation_map"]
+    np.testing.assert_allclose(np.moveaxis(other, -1, 1), result["adaptation_map"], rtol=1e-4)
+    plain = finish(engine.segment(array, axes=axes, model=model, **options)).result
+    assert "adaptation_map" not in plain
+
+
+def test_an_unknown_adaptation_is_explained(engine: Engine, models):
+    job = engine.segment(noise((20, 20)), axes="YX", model=models[2, "instance"], adaptation="x")
+    failed = finish(job)
+    assert failed.problem == "input"
+    assert "no adaptation 'x'" in failed.message
+
+
 def test_events_come_in_order(engine: Engine, models):
     heard = Heard()
     job = engine.segment(

@@ -162,3 +162,23 @@ def dock(viewer: Any, qtbot: Any) -> Any:
     from segmenting import Dock
 
     return Dock(viewer, qtbot)
+
+
+@pytest.fixture(scope="module")
+def own_library(one_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Models that the tests of a file keep are of that file only."""
+    from napari_tttunet.session import close_session
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TTTUNET_MODELS", str(tmp_path_factory.mktemp("models")))
+        close_session()  # a worker of other tests has another library
+        yield
+        close_session()
+
+
+@pytest.fixture
+def tuning(viewer: Any, qtbot: Any) -> Any:
+    """A Fine-tune dock, see `finetuning`."""
+    from finetuning import Tuning
+
+    return Tuning(viewer, qtbot)

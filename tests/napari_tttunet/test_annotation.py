@@ -206,3 +206,39 @@ def test_numbers_that_do_not_fit_are_refused() -> None:
 def test_what_cannot_be_annotated_is_said() -> None:
     with pytest.raises(ProjectError, match="order"):
         annotated(np.zeros((4, 5, 6), int), "XYZ", "ZYX")
+
+
+def test_a_region_is_taken_back_but_not_what_another_one_holds() -> None:
+    _, annotation, heard = annotated(some_labels())
+    small, large = Region(((5, 25), (5, 25))), Region(((0, 40), (0, 60)))
+    annotation.complete(small)
+    annotation.complete(large)
+    assert annotation.region_at((10, 10)) is small, "the smaller one of two"
+    assert annotation.region_at((30, 50)) is large
+    assert annotation.region_at((50, 70)) is None
+    annotation.remove_region(large)
+    assert heard[-1] == large.bounds
+    vouched = annotation.state != UNKNOWN
+    assert vouched[5:25, 5:25].all()
+    assert vouched.sum() == 400
+    annotation.complete(large)
+    annotation.remove_region(small)
+    assert (annotation.state != UNKNOWN).sum() == 40 * 60
+    with pytest.raises(ValueError, match="not in"):
+        annotation.remove_region(small)
+
+
+def test_a_polygon_is_found_by_its_inside() -> None:
+    _, annotation, _ = annotated(some_labels())
+    triangle = Region.around([(0, 0), (0, 40), (40, 0)], (), (60, 80))
+    annotation.complete(triangle)
+    assert annotation.region_at((5, 5)) is triangle
+    assert annotation.region_at((35, 35)) is None
+
+
+def test_a_project_without_corrections_keeps_what_can_be_undone() -> None:
+    layer, annotation, _ = annotated(np.zeros((60, 80), np.int32))
+    layer.data_setitem((np.array([5, 6]), np.array([5, 6])), 3)
+    annotation.restore([])
+    layer.undo()
+    assert not annotation.state.any()

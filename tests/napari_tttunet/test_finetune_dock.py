@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +20,7 @@ from napari_tttunet.keys import FINETUNE_KEYS, KEYS
 from segmenting import Dock, add_sample
 from tttunet.projects import Project
 
-pytestmark = pytest.mark.usefixtures("one_engine", "own_settings")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    from napari_tttunet.session import close_session
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TTTUNET_MODELS", str(tmp_path_factory.mktemp("models")))
-        close_session()  # a worker of other tests has another library
-        yield
-        close_session()
-
-
-@pytest.fixture
-def tuning(viewer: Any, qtbot: Any) -> Tuning:
-    return Tuning(viewer, qtbot)
+pytestmark = pytest.mark.usefixtures("one_engine", "own_settings", "own_library")
 
 
 def centre(labels: np.ndarray, number: int) -> tuple[int, int]:

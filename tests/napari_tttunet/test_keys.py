@@ -83,6 +83,21 @@ def test_a_key_that_is_taken_is_left_alone_and_ours_are_given_back() -> None:
     assert len(viewer.keymap) == 1
 
 
+def test_of_two_docks_the_one_opened_last_has_a_key() -> None:
+    viewer, heard = ViewerModel(), []
+    first = DockKeys(viewer, {"next_object": lambda: heard.append("first")})
+    last = DockKeys(viewer, {"next_object": lambda: heard.append("last")})
+    (pressed,) = viewer.keymap.values()
+    pressed(viewer)
+    assert last.text("next_object") == " Key: N."
+    last.release()
+    pressed(viewer)
+    assert heard == ["last", "first"]
+    viewer.bind_key("N", lambda v: heard.append("theirs"), overwrite=True)
+    first.release()
+    assert len(viewer.keymap) == 1, "what another plugin took meanwhile stays"
+
+
 def test_a_shortcut_that_the_user_changed_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     from napari.settings import get_settings
 

@@ -11,6 +11,7 @@ import pytest
 from napari.components import ViewerModel
 
 from napari_tttunet.layers import label_grid
+from napari_tttunet.map_images import MapImages
 from napari_tttunet.result_layers import (
     PREVIEW_PIXELS,
     PreviewLayer,
@@ -20,7 +21,6 @@ from napari_tttunet.result_layers import (
     compose,
     is_accepted,
     is_result,
-    map_images,
 )
 
 
@@ -240,7 +240,27 @@ def test_uncertainty_is_entropy() -> None:
     maps[:3, 0, 0] = 1 / 3
     maps[:3, 0, 1] = 0, 0.5, 0.5
     layer = ViewerModel().add_image(np.zeros((2, 3)))
-    found = map_images(maps, label_grid(layer, "YX"), True, True, True).images
+    images = MapImages(label_grid(layer, "YX"))
+    images.add_maps(maps, True, True, True)
+    found = images.images
     expected = [[1.0, math.log(2) / math.log(3), 0.0], [0.0] * 3]
     np.testing.assert_allclose(found["uncertainty"], expected, atol=1e-5)
     np.testing.assert_allclose(found["probability"], [[2 / 3, 1, 0], [0, 0, 0]], atol=1e-6)
+
+
+def test_the_colours_of_the_adaptation_cover_its_values() -> None:
+    before = np.linspace(1, 5, 10_000, dtype=np.float32).reshape(100, 100)
+    before[0, 0] = 1000
+    losses = np.stack([before, 0.25 * before])
+    grid = label_grid(ViewerModel().add_image(np.zeros((100, 100))), "YX")
+    for shown, factor in (("before", 1.0), ("after", 0.25), ("difference", 0.75)):
+        images = MapImages(grid)
+        images.add_losses(losses, shown)
+        np.testing.assert_array_equal(images.images["adaptation"], factor * before)
+        low, high = images.limits["adaptation"]
+        assert factor < low < 1.1 * factor
+        assert 4.9 * factor < high < 5 * factor, "one bright pixel makes nothing dark"
+    images = MapImages(grid)
+    images.add_losses(np.zeros((2, 100, 100), np.float32), "before")
+    low, high = images.limits["adaptation"]
+    assert low < high
