@@ -6,6 +6,8 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
 
+from tttunet.imaging.intensity import Intensity
+from tttunet.imaging.orientation import check_orientation
 from tttunet.networks.config import NetworkConfig, StrictModel
 
 FORMAT_VERSION = 1
@@ -42,23 +44,49 @@ class Plan(StrictModel):
 
     Attributes:
         patch_size: spatial size of training patches and of inference tiles, in pixels.
-        spacing: grid the network works on, one number per axis in `unit`; None: the image's own.
+        spacing: grid the network works on, one number per axis of the network, after `orientation`
+            and `transpose`, in `unit`; None: the image's own. A 2D model leaves the spacing of a
+            volume's slices as it is.
+        unit: `millimeter` or `micrometer`; None: spacings are compared as mere numbers.
         channels: `rgb`: three channels, grey images are repeated, RGBA loses its alpha;
             `as_is`: exactly `NetworkConfig.input_channels` channels.
         normalisation: `percentile` maps percentiles `low`..`high` of the whole image (all
             channels together) to 0..1; `zscore` is mean 0, standard deviation 1 per channel.
+        intensities: nnU-Net's normalisation, one rule per input channel; takes the place of
+            `normalisation`.
+        orientation: such as `LPS`: axes of volumes are permuted and flipped to run as nearly that
+            way as possible (see `imaging.orientation`); None: as stored.
+        transpose: order of the spatial axes for the network, after `orientation` (nnU-Net's
+            `transpose_forward`); None: as they are.
+        crop: `nonzero` cuts the box around everything that is not zero in all channels.
         decoding: only for instance models.
         mirror_axes: axes (of the spatial axes) that test-time augmentation may flip.
     """
 
     patch_size: tuple[int, ...]
     spacing: tuple[float, ...] | None = None
-    unit: str | None = None
+    unit: Literal["micrometer", "millimeter"] | None = None
     channels: Literal["rgb", "as_is"] = "as_is"
     normalisation: Literal["percentile", "zscore"] = "percentile"
     percentiles: tuple[float, float] = (0.5, 99.8)
+    intensities: tuple[Intensity, ...] | None = None
+    orientation: str | None = None
+    transpose: tuple[int, ...] | None = None
+    crop: Literal["none", "nonzero"] = "none"
     decoding: InstanceDecoding | None = None
     mirror_axes: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _geometry(self) -> Plan:
+        if self.orientation is not None:
+            check_orientation(self.orientation)
+        if self.transpose is not None and sorted(self.transpose) != list(
+            range(len(self.transpose))
+        ):
+            raise ValueError(f"transpose {list(self.transpose)} is no order of axes")
+        if self.spacing is not None and min(self.spacing) <= 0:
+            raise ValueError(f"spacing {list(self.spacing)} must be positive")
+        return self
 
 
 class Label(StrictModel):
@@ -125,6 +153,9 @@ class ModelConfig(StrictModel):
                 raise ValueError("an instance model needs plan.decoding")
         elif channels != len(self.labels) + 1:
             raise ValueError(f"{len(self.labels)} labels need {len(self.labels) + 1} outputs")
+        rules = self.plan.intensities
+        if rules is not None and len(rules) != self.network.input_channels:
+            raise ValueError("plan.intensities and network.input_channels disagree")
         if len(self.plan.patch_size) != self.network.dim:
             raise ValueError("plan.patch_size and network.dim disagree")
         return self
