@@ -140,9 +140,7 @@ def read_description(path: Path) -> dict[str, Any]:
     return description
 
 
-def _survey_plain(
-    folder: Path, description: Mapping[str, Any]
-) -> tuple[Dataset, list[Problem]]:
+def _survey_plain(folder: Path, description: Mapping[str, Any]) -> tuple[Dataset, list[Problem]]:
     problems: list[Problem] = []
     images, labels = (_by_stem(folder / part, problems) for part in ("images", "labels"))
     groups = _by_name(folder, description, "group") or _by_name(folder, description, "case")
@@ -193,12 +191,15 @@ def described(
         raise DatasetError(f"`task` in {path} must be instance or semantic.")
     if dim not in ("2", "3"):
         raise DatasetError(f"`dim` in {path} must be 2 or 3.")
+    names = channel_names(description)
+    if not names and dim == "3" and str(description.get("modality", "")).strip() == "CT":
+        names = ("CT",)  # 2D slices are mostly windowed to 8 bits already
     return Dataset(
         task="instance" if task == "instance" else "semantic",
         dim=int(dim),
         classes=_classes(path, description, task),
         cases=cases,
-        channels=channel_names(description),
+        channels=names,
         **general(description, name),
     )
 

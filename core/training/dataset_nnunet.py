@@ -25,9 +25,7 @@ _VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 _TIFF = (".tif", ".tiff")
 
 
-def survey_nnunet(
-    folder: Path, description: Mapping[str, Any]
-) -> tuple[Dataset, list[Problem]]:
+def survey_nnunet(folder: Path, description: Mapping[str, Any]) -> tuple[Dataset, list[Problem]]:
     """See `dataset.survey`.
 
     Regions (labels that are lists of numbers) are trained as classes that exclude each other:

@@ -11,15 +11,14 @@ from typing import Literal
 
 import numpy as np
 from pydantic import ValidationError
+from scipy import ndimage
 
 from tttunet.errors import DatasetError
 from tttunet.files import atomic_write
-from tttunet.imaging.image import Image
 from tttunet.imaging.orientation import orientation_of, towards
-from tttunet.imaging.readers import load_image
 from tttunet.networks.config import StrictModel
 from tttunet.training.dataset import Case, Dataset
-from tttunet.training.prepare import read_label
+from tttunet.training.prepare import read_image, read_label
 
 #: Raise it when the fingerprint of the same files changes.
 _VERSION = 1
@@ -101,7 +100,9 @@ def take_fingerprint(
             labels.
         ImageError: a file cannot be read.
     """
-    path = None if cache is None else Path(cache) / dataset.name / f"fingerprint-{_key(dataset)}.json"
+    path = (
+        None if cache is None else Path(cache) / dataset.name / f"fingerprint-{_key(dataset)}.json"
+    )
     if path is not None and path.exists():
         try:
             return Fingerprint.model_validate_json(path.read_text())
@@ -157,29 +158,27 @@ def _take(dataset: Dataset, progress: Progress | None) -> Fingerprint:
 
 def _look_at(case: Case, dataset: Dataset, count: int) -> tuple[_CaseFacts, np.ndarray | None]:
     """Facts of one case, and [C, count] float32 of its labelled voxels."""
-    images = [load_image(path) for path in case.images]
-    pixels = [_channels_first(image, case) for image in images]
-    first, shape = images[0], pixels[0].shape[1:]
+    image = read_image(case)
+    shape = image.spatial_shape
     if len(shape) != dataset.dim:
-        raise DatasetError(
-            f"{case.images[0]} is {len(shape)}D, but the data set {dataset.dim}D.",
-        )
+        raise DatasetError(f"{case.images[0]} is {len(shape)}D, but the data set {dataset.dim}D.")
     label = read_label(case, dataset)
-    if any(part.shape[1:] != label.shape for part in pixels):
+    if label.shape != shape:
         raise DatasetError(
             f"{case.images[0]} has shape {shape} but its label {label.shape}.",
             "Find all such cases with `tttunet check`.",
         )
-    inside = nonzero_bounds(pixels) if dataset.dim == 3 else tuple(slice(0, n) for n in shape)
+    pixels = image.array if "C" in image.axes else image.array[None]
+    inside = _nonzero_box(pixels) if dataset.dim == 3 else tuple(slice(0, n) for n in shape)
     cropped = tuple(s.stop - s.start for s in inside)
     facts = _CaseFacts(
         shape=cropped,
-        spacing=first.spacing,
-        direction=tuple(tuple(row) for row in first.direction.tolist()),
+        spacing=image.spacing,
+        direction=tuple(tuple(row) for row in image.direction.tolist()),
         share=float(np.prod(cropped) / np.prod(shape)),
-        channels=sum(len(part) for part in pixels),
-        rgb=first.rgb,
-        unit=first.unit,
+        channels=len(pixels),
+        rgb=image.rgb,
+        unit=image.unit,
     )
     places = np.flatnonzero(label > 0)
     if not places.size:
@@ -187,36 +186,15 @@ def _look_at(case: Case, dataset: Dataset, count: int) -> tuple[_CaseFacts, np.n
     # With replacement: a case with fewer voxels counts as much as the others.
     seed = int(hashlib.sha256(case.name.encode()).hexdigest()[:8], 16)
     places = np.random.default_rng(seed).choice(places, count)
-    values = np.stack([channel.ravel()[places] for part in pixels for channel in part])
+    values = np.stack([channel.ravel()[places] for channel in pixels])
     return facts, values.astype(np.float32)
 
 
-def _channels_first(image: Image, case: Case) -> np.ndarray:
-    if "T" in image.axes:
-        raise DatasetError(
-            f"{image.path} is a time series.", "Save its time points as separate images."
-        )
-    if "C" in image.axes and len(case.images) > 1:
-        raise DatasetError(f"{image.path} has several channels, and so has '{case.name}' files.")
-    return image.array if "C" in image.axes else image.array[None]
-
-
-def nonzero_bounds(channels: list[np.ndarray]) -> tuple[slice, ...]:
-    """The smallest box around all voxels that are not zero in every channel.
-
-    Args:
-        channels: arrays [C, *spatial] of the same spatial shape.
-    """
-    shape = channels[0].shape[1:]
-    bounds = []
-    for axis, length in enumerate(shape):
-        others = (0, *(1 + i for i in range(len(shape)) if i != axis))
-        used = np.zeros(length, bool)
-        for part in channels:
-            used |= (part != 0).any(axis=others)
-        found = np.flatnonzero(used)
-        bounds.append(slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0, length))
-    return tuple(bounds)
+def _nonzero_box(pixels: np.ndarray) -> tuple[slice, ...]:
+    """The smallest box around all voxels of [C, *spatial] that are not zero in every channel."""
+    found = (pixels != 0).any(0)
+    boxes = ndimage.find_objects(found.astype(np.uint8))
+    return boxes[0] if boxes else tuple(slice(0, n) for n in found.shape)
 
 
 def _orientation(facts: list[_CaseFacts], dim: int) -> str | None:

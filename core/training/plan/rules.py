@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
 
 from tttunet.errors import DatasetError
+from tttunet.imaging.resample import ANISOTROPY, resampled_shape
 from tttunet.training.plan.fingerprint import Fingerprint
 from tttunet.training.plan.topology import (
     SMALLEST_MAP,
@@ -26,9 +27,8 @@ from tttunet.training.plan.topology import (
 ConfigurationName = Literal["2d", "3d_fullres", "3d_lowres"]
 CONFIGURATIONS: tuple[ConfigurationName, ...] = get_args(ConfigurationName)
 
-#: An axis this many times coarser than the others, and as many times shorter, is anisotropic.
-ANISOTROPY = 3.0
-#: Percentile of the spacings that an anisotropic axis gets, instead of the median.
+#: Percentile of the spacings that an anisotropic axis gets, instead of the median. It is one if it
+#: is `ANISOTROPY` times coarser than the others, and as many times shorter.
 COARSE_PERCENTILE = 10
 #: Voxels of the patch to start from, before it is fitted to the images and the budget.
 _FIRST_PATCH = {2: 2048**2, 3: 256**3}
@@ -85,6 +85,7 @@ class Configuration:
         topology: strides, kernels and patch.
         features: channels per stage.
         batch_size: patches per step.
+        order: of the axes of volumes (nnU-Net's `transpose_forward`).
     """
 
     name: ConfigurationName
@@ -93,6 +94,7 @@ class Configuration:
     topology: Topology
     features: tuple[int, ...]
     batch_size: int
+    order: tuple[int, ...] = ()
 
     @property
     def patch(self) -> tuple[int, ...]:
@@ -121,13 +123,6 @@ def axis_order(spacing: Sequence[float]) -> tuple[int, ...]:
     """The coarsest axis first, the others in their order."""
     coarse = int(np.argmax(spacing))
     return (coarse, *(axis for axis in range(len(spacing)) if axis != coarse))
-
-
-def resampled_shape(
-    shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]
-) -> tuple[int, ...]:
-    """The shape of an image on another grid."""
-    return tuple(round(s / t * n) for n, s, t in zip(shape, spacing, target, strict=True))
 
 
 def configurations(
@@ -168,7 +163,7 @@ def configurations(
         low = _low_resolution(full, cases, outputs, budget)
         if low is not None:
             found["3d_lowres"] = low
-    return found
+    return {name: replace(one, order=order) for name, one in found.items()}
 
 
 def _median_shape(

@@ -49,7 +49,9 @@ def plan_topology(spacing: Sequence[float], patch: Sequence[float]) -> Topology:
     strides, kernels = [(1,) * dim], []
     while axes := _axes_to_halve(size, step):
         finest = min(step)
-        kernel = [3 if k == 3 or s < ALIKE * finest else 1 for k, s in zip(kernel, step, strict=True)]
+        kernel = [
+            3 if k == 3 or s < ALIKE * finest else 1 for k, s in zip(kernel, step, strict=True)
+        ]
         kernels.append(tuple(kernel))
         strides.append(tuple(2 if axis in axes else 1 for axis in range(dim)))
         for axis in axes:
