@@ -196,19 +196,38 @@ def read_image(case: Case) -> Image:
 
 
 def read_label(case: Case, dataset: Dataset) -> np.ndarray:
-    label = load_labels(case.label).array.astype(np.int64)
+    """Labels of a case, see `PreparedCase.label`.
+
+    Raises:
+        DatasetError: a value has no class, or is out of range.
+        ImageError: the file cannot be read.
+    """
+    return known_labels(load_labels(case.label).array, case.label, dataset)
+
+
+def known_labels(stored: np.ndarray, path: Path, dataset: Dataset) -> np.ndarray:
+    """The numbers of a label file as training knows them: one per class, `IGNORE`.
+
+    Args:
+        stored: integers.
+        path: of the file, for messages.
+        dataset: says what the numbers mean.
+
+    Raises:
+        DatasetError: as for `read_label`.
+    """
+    stored = stored.astype(np.int64)
+    label = stored.copy()
+    for value, written in dataset.merged.items():
+        label[stored == value] = written
     if dataset.ignore is not None:
-        label[label == dataset.ignore] = IGNORE
-    if dataset.merged:
-        stored = label.copy()
-        for value, written in dataset.merged.items():
-            label[stored == value] = written
+        label[stored == dataset.ignore] = IGNORE
     if dataset.task == "semantic":
         unknown = set(np.unique(label).tolist()) - {IGNORE, 0, *dataset.classes}
         if unknown:
-            raise DatasetError(f"{case.label} has values without a class: {sorted(unknown)[:5]}.")
+            raise DatasetError(f"{path} has values without a class: {sorted(unknown)[:5]}.")
     if label.min(initial=0) < IGNORE or label.max(initial=0) >= 2**24:
-        raise DatasetError(f"{case.label} has values outside 0..{2**24 - 1}.")
+        raise DatasetError(f"{path} has values outside 0..{2**24 - 1}.")
     return label.astype(np.int32)
 
 

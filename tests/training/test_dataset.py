@@ -200,7 +200,7 @@ def test_bad_folders(cells, volumes, tmp_path):
     with pytest.raises(DatasetError, match="not 7"):
         open_dataset(volumes)
     edit(volumes, labels={"background": 0, "both": [1, 2]})
-    with pytest.raises(DatasetError, match="Region"):
+    with pytest.raises(DatasetError, match="regions_class_order"):
         open_dataset(volumes)
 
 
