@@ -158,6 +158,8 @@ def train(
     tttunet train nuclei_dsb2018/ -o runs/no-ttt --recipe nuclei --no-ttt
     tttunet train Dataset001_Liver/ -o runs/liver-0 --folds 5 --fold 0
     """
+    if fold is not None and folds is None:
+        raise typer.BadParameter("--fold needs --folds.")
     fields = {
         "batch_size": batch_size,
         "learning_rate": learning_rate,

@@ -1,8 +1,9 @@
 """The networks and patches of the paper's Table 6, as the authors' code builds them.
 
-The table gives patch, batch size, number of stages and halvings per axis. Strides and kernels
-follow from nnU-Net's rules at the spacing of the data sets that were used. For abdomen CT it prints
-the halvings (3, 3, 5), which fits neither the rules nor the printed cost; (3, 5, 5) does.
+The table gives patch, number of stages and halvings per axis. Strides and kernels follow from
+nnU-Net's rules at the spacing of the data sets that were used. For abdomen CT it prints the
+halvings (3, 3, 5), which do not fit the rules; (3, 5, 5) does. The batch sizes are those of
+U-Mamba, whose settings the authors took over.
 """
 
 from __future__ import annotations
