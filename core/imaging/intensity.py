@@ -12,6 +12,8 @@ from tttunet.layers.config import StrictModel
 
 #: Below this a channel counts as constant (nnU-Net's number).
 SMALLEST_DEVIATION = 1e-8
+#: Larger magnitudes are no measurements; sums and differences of these stay finite.
+LARGEST_VALUE = 1e30
 
 Scheme = Literal["ct", "zscore", "zscore_nonzero", "rescale", "rgb", "none"]
 
@@ -48,7 +50,7 @@ def normalise_channels(
 ) -> np.ndarray:
     """Normalise every channel by its own scheme.
 
-    NaN counts as 0; infinity as the largest number of 32 bits before statistics are taken.
+    NaN counts as 0, and larger numbers than `LARGEST_VALUE`, infinity among them, as that.
 
     Args:
         array: [C, *spatial], any numeric dtype.
@@ -66,6 +68,7 @@ def normalise_channels(
         with np.errstate(over="ignore"):
             np.copyto(target, source, casting="unsafe")
         np.nan_to_num(target, copy=False)
+        np.clip(target, -LARGEST_VALUE, LARGEST_VALUE, out=target)
         _normalise(target, rule, inside)
     return result
 

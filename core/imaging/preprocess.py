@@ -87,15 +87,19 @@ class Place:
     @property
     def unchanged(self) -> bool:
         """The network's grid is that of the image."""
-        turned = self.order != tuple(range(len(self.shape))) or any(self.flips)
-        return not turned and self.grid == self.shape == self.cropped
+        return not self.is_turned and self.grid == self.shape == self.cropped
+
+    @property
+    def is_turned(self) -> bool:
+        """Axes are permuted or flipped."""
+        return self.order != tuple(range(len(self.shape))) or any(self.flips)
 
     def turned(self, array: np.ndarray) -> np.ndarray:
         """[..., *image] -> [..., *cropped]: permuted, flipped and cropped, a view."""
         lead = array.ndim - len(self.order)
         array = array.transpose([*range(lead), *(lead + axis for axis in self.order)])
-        array = np.flip(array, [lead + axis for axis, flip in enumerate(self.flips) if flip])
-        return array[(..., *self.box)]
+        flipped = tuple(lead + axis for axis, flip in enumerate(self.flips) if flip)
+        return np.flip(array, flipped)[(slice(None),) * lead + self.box]
 
     def turned_back(self, array: np.ndarray, fill: float | np.ndarray = 0) -> np.ndarray:
         """[..., *cropped] -> [..., *image], the opposite of `turned`.
@@ -105,8 +109,10 @@ class Place:
             fill: value outside of the crop; an array has the shape of the leading axes.
 
         Returns:
-            A C-contiguous array of the same dtype.
+            A C-contiguous array of the same dtype; `array` itself where nothing changes.
         """
+        if not self.is_turned and self.cropped == self.shape:
+            return np.ascontiguousarray(array)
         lead = array.shape[: array.ndim - len(self.order)]
         result = np.empty((*lead, *self.shape), array.dtype)
         if self.cropped != tuple(self.shape[axis] for axis in self.order):

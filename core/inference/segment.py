@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,12 +15,14 @@ import torch
 from pydantic import ValidationError
 
 from tttunet.errors import ImageError, ModelError
-from tttunet.imaging import Image, normalise, prepare_channels
+from tttunet.imaging import Image
+from tttunet.imaging.preprocess import Prepared, frames, preprocess
 from tttunet.inference.accelerate import accelerated
 from tttunet.inference.adapting import LossMaps
 from tttunet.inference.allocator import tune_allocator
 from tttunet.inference.device import pick_device
 from tttunet.inference.instances import decode_instances
+from tttunet.inference.regrid import labels_on_image, maps_on_image
 from tttunet.inference.tiled import (
     Cancel,
     Progress,
@@ -128,27 +132,31 @@ def segment(
     lead = leading_shape(image, config)
     labels = np.zeros((*lead, *image.spatial_shape[-config.network.dim :]), label_dtype(config))
     losses = np.zeros((2, *labels.shape), np.float32) if adaptation_map else None
-    highest, count = 0, math.prod(lead)
-    for number, (index, plane) in enumerate(
-        zip(np.ndindex(lead), _planes(image, model), strict=True)
-    ):
-        found = predict_labels(
+    options: dict[str, Any] = {
+        "device": target,
+        "tile": tile,
+        "overlap": overlap,
+        "mirror": mirror,
+        "adaptation": adaptation,
+        "cancel": cancel,
+        "stitch_on_cpu": stitch_on_cpu,
+    }
+    highest = 0
+    times = len(image.array) if "T" in image.axes else 1
+    for number, frame in enumerate(frames(image)):
+        when = (number,) if "T" in image.axes else ()
+        prepared = preprocess(frame, config.plan, config.network.input_channels)
+        for index, found in _frame_labels(
             model,
-            plane,
+            prepared,
             decoding=decoding,
-            maps_done=None if maps_done is None else _at(maps_done, index),
-            device=target,
-            tile=tile,
-            overlap=overlap,
-            mirror=mirror,
-            adaptation=adaptation,
-            losses=None if losses is None else losses[(slice(None), *index)],
-            progress=None if progress is None else _shifted(progress, number, count),
-            cancel=cancel,
-            tile_done=None if tile_done is None else _placed(tile_done, index),
-            stitch_on_cpu=stitch_on_cpu,
-        )
-        highest = place_labels(labels, index, found, config, highest)
+            losses=None if losses is None else losses[(slice(None), *when)],
+            progress=None if progress is None else _shifted(progress, number, times),
+            tile_done=None if tile_done is None else _placed(tile_done, when),
+            maps_done=None if maps_done is None else _at(maps_done, when),
+            options=options,
+        ):
+            highest = place_labels(labels, (*when, *index), found, config, highest)
     settings = {
         "device": str(target),
         "tile": list(tile or automatic_tile(config)),
@@ -262,15 +270,16 @@ def decode_maps(
         rules = decoding or config.plan.decoding
         assert rules is not None
         return decode_instances(maps, rules)
-    return _class_values(config)[maps.argmax(0)]
+    return class_values(config)[maps.argmax(0)]
 
 
 def label_dtype(config: ModelConfig) -> np.dtype:
     """uint32 for instances, uint8 for classes (uint16 above 255)."""
-    return np.dtype(np.uint32) if config.task == "instance" else _class_values(config).dtype
+    return np.dtype(np.uint32) if config.task == "instance" else class_values(config).dtype
 
 
-def _class_values(config: ModelConfig) -> np.ndarray:
+def class_values(config: ModelConfig) -> np.ndarray:
+    """The label of every map of a semantic model, background first."""
     values = np.array([0, *(label.value for label in config.labels)])
     return values.astype(np.uint8 if values.max() < 256 else np.uint16)
 
@@ -352,17 +361,67 @@ def _check_dimensions(image: Image, config: ModelConfig) -> None:
         )
 
 
-def _planes(image: Image, model: Model) -> Iterator[np.ndarray]:
-    """[C, *spatial] float32 for every entry of the leading axes, the last axis fastest.
+def _frame_labels(
+    model: Model,
+    prepared: Prepared,
+    *,
+    decoding: InstanceDecoding | None,
+    losses: np.ndarray | None,
+    progress: Progress | None,
+    tile_done: TileDone | None,
+    maps_done: MapsDone | None,
+    options: dict[str, Any],
+) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+    """Labels of one time point, and their place on its leading axes.
 
-    Percentiles are those of the whole time point or stack, so that slices stay comparable. Only
-    one time point is in memory.
+    Statistics are those of the whole time point or stack, so that slices stay comparable.
     """
-    plan, network = model.config.plan, model.config.network
-    channels = prepare_channels(image, plan.channels, network.input_channels)
-    for frame in channels if "T" in image.axes else channels[None]:
-        normal = normalise(frame, plan.normalisation, plan.percentiles)
-        yield from normal.swapaxes(0, 1) if image.ndim_spatial > network.dim else normal[None]
+    config, dim = model.config, model.config.network.dim
+    lead = prepared.array.shape[1 : prepared.array.ndim - dim]
+    steps, count = itertools.count(), math.prod(lead)
+    place = prepared.place
+
+    def tell() -> Progress | None:
+        return None if progress is None else _shifted(progress, next(steps), count)
+
+    if place.unchanged:
+        for index in np.ndindex(lead):
+            here = (slice(None), *index)
+            found = predict_labels(
+                model,
+                prepared.array[here],
+                decoding=decoding,
+                maps_done=None if maps_done is None else functools.partial(maps_done, index),
+                losses=None if losses is None else losses[here],
+                progress=tell(),
+                tile_done=None if tile_done is None else _placed(tile_done, index),
+                **options,
+            )
+            yield index, found
+        return
+
+    def maps_of(
+        plane: np.ndarray, losses: np.ndarray | None, tile_done: TileDone | None
+    ) -> np.ndarray | None:
+        told = tell()
+        if np.ptp(plane) == 0:
+            return None
+        return predict_maps(
+            model, plane, losses=losses, progress=told, tile_done=tile_done, **options
+        )
+
+    if config.task == "semantic" and maps_done is None:
+        values = class_values(config)
+        yield (), labels_on_image(prepared, dim, maps_of, values, losses, tile_done)
+        return
+    channels = config.network.output_channels
+    whole = maps_on_image(prepared, dim, maps_of, channels, losses, tile_done)
+    for index in np.ndindex(place.shape[: len(lead)]):
+        maps = None if whole is None else whole[(slice(None), *index)]
+        if maps_done is not None:
+            maps_done(index, maps)
+        if maps is not None:
+            yield index, decode_maps(maps, config, decoding)
 
 
 def _shifted(progress: Progress, index: int, count: int) -> Progress:
@@ -370,8 +429,8 @@ def _shifted(progress: Progress, index: int, count: int) -> Progress:
     return lambda done, total: progress(index * total + done, count * total)
 
 
-def _at(maps_done: MapsDone, index: tuple[int, ...]) -> Callable[[np.ndarray | None], None]:
-    return lambda maps: maps_done(index, maps)
+def _at(maps_done: MapsDone, index: tuple[int, ...]) -> MapsDone:
+    return lambda place, maps: maps_done((*index, *place), maps)
 
 
 def _placed(tile_done: TileDone, index: tuple[int, ...]) -> TileDone:
