@@ -97,10 +97,10 @@ def ours(fingerprint: Fingerprint, outputs: int) -> dict[str, dict[str, Any]]:
     return {
         name: {
             "spacing": [round(value, 6) for value in found.spacing],
-            "patch": list(found.patch),
-            "strides": [list(row) for row in found.topology.strides],
-            "kernels": [list(row) for row in found.topology.kernels],
-            "features": list(found.features),
+            "patch": _text(found.patch),
+            "strides": _rows(found.topology.strides),
+            "kernels": _rows(found.topology.kernels),
+            "features": _text(found.features),
             "batch": found.batch_size,
         }
         for name, found in configurations(fingerprint, outputs, GPU).items()
@@ -143,13 +143,21 @@ def theirs(fingerprint: Fingerprint, outputs: int, folder: Path) -> dict[str, di
         network = one["architecture"]["arch_kwargs"]
         found[name] = {
             "spacing": [round(float(value), 6) for value in one["spacing"]],
-            "patch": [int(n) for n in one["patch_size"]],
-            "strides": [[int(n) for n in row] for row in network["strides"]],
-            "kernels": [[int(n) for n in row] for row in network["kernel_sizes"]],
-            "features": [int(n) for n in network["features_per_stage"]],
+            "patch": _text(one["patch_size"]),
+            "strides": _rows(network["strides"]),
+            "kernels": _rows(network["kernel_sizes"]),
+            "features": _text(network["features_per_stage"]),
             "batch": int(one["batch_size"]),
         }
     return found
+
+
+def _text(numbers: Any) -> str:
+    return " ".join(str(int(number)) for number in numbers)
+
+
+def _rows(rows: Any) -> str:
+    return ", ".join(map(_text, rows))
 
 
 def their_facts(dataset: Dataset) -> dict[str, Any]:
@@ -182,7 +190,8 @@ def compare(name: str, fingerprint: Fingerprint, outputs: int, folder: Path) -> 
             f"{key}.{field}" for field in _FIELDS if left[key][field] != right[key][field]
         ]
     print(f"{name}: {', '.join(different) or 'equal'}", flush=True)
-    return {"name": name, "different": different, "ours": left, "nnunet": right}
+    rows = {"name": name, "different": different, "ours": left}
+    return rows | {"nnunet": right} if different else rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -193,7 +202,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         for key, one in row["ours"].items():
             wrong = [d for d in row["different"] if d.startswith((f"{key}.", "configurations"))]
             spacing = " x ".join(f"{value:.3g}" for value in one["spacing"])
-            patch = " x ".join(map(str, one["patch"]))
+            patch = one["patch"].replace(" ", " x ")
             cells = [row["name"], key, spacing, patch, one["batch"], ", ".join(wrong) or "equal"]
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
