@@ -1,1 +1,1 @@
-"""Files that ship with the package: models and their cards, recipes, samples, icons."""
+"""Files that ship with the package: models and their cards, recipes, label tables, samples, icons."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tttunet.imaging.preprocess import Place
     from tttunet.models.config import ModelConfig
     from tttunet.models.model import Model
 
@@ -95,6 +96,8 @@ def estimate(
     mirror: bool = False,
     itemsize: int = 1,
     on_gpu: bool = False,
+    place: Place | None = None,
+    keep_maps: bool = False,
 ) -> Estimate:
     """Predict memory and work.
 
@@ -106,7 +109,14 @@ def estimate(
         overlap, mirror: as for `segment`.
         itemsize: bytes per value of the image.
         on_gpu: the network runs there.
+        place: of one time point on the network's grid, see `imaging.preprocess.place_of`; None:
+            that of the image.
+        keep_maps: the maps are wanted on the image's grid.
     """
+    if place is not None and not place.unchanged:
+        return _estimate_elsewhere(
+            config, planes, place, keep_maps, tile, overlap, mirror, itemsize, on_gpu
+        )
     from tttunet.imaging.tiles import tile_grid
     from tttunet.inference.tiled import BATCH_PIXELS, BATCH_TILES, padded_shape
 
@@ -142,6 +152,52 @@ def estimate(
         host=host,
         device=computing + stitching if on_gpu else 0,
     )
+
+
+def _estimate_elsewhere(
+    config: ModelConfig,
+    planes: int,
+    place: Place,
+    keep_maps: bool,
+    tile: Sequence[int],
+    overlap: float,
+    mirror: bool,
+    itemsize: int,
+    on_gpu: bool,
+) -> Estimate:
+    """`estimate` where the network's grid is not the image's.
+
+    For N voxels in a time point of the image and n on the network's grid, beside what the network
+    needs for n: (4 C + 16) N while the image is resampled (splines have 64 bits), and afterwards
+    2 bytes per label and a slab, or two copies of the maps, 8 K N, if these are wanted.
+    """
+    from tttunet.imaging.resample import SLAB
+
+    dim, outputs = config.network.dim, config.network.output_channels
+    voxels, lead = math.prod(place.shape), len(place.shape) - dim
+    times = max(1, planes // math.prod(place.shape[:lead]))
+    there = estimate(
+        config,
+        place.grid[lead:],
+        times * math.prod(place.grid[:lead]),
+        tile=tile,
+        overlap=overlap,
+        mirror=mirror,
+        on_gpu=on_gpu,
+        itemsize=0,
+    )
+    inputs, grid = config.network.input_channels, math.prod(place.grid)
+    label_bytes = 4 if config.task == "instance" else 1
+    preparing = (4 * inputs + 16) * voxels
+    if keep_maps or config.task == "instance":
+        back = 8 * outputs * voxels + DECODE_BYTES * math.prod(place.shape[lead:])
+    else:
+        back = 2 * label_bytes * voxels + 16 * min(SLAB, voxels)
+    files = times * voxels * (inputs * itemsize + 2 * label_bytes)
+    # The maps of the network's grid wait while they are brought back.
+    waiting = 4 * (inputs * grid + outputs * math.prod(place.grid[lead:]))
+    host = max(there.host + 4 * inputs * grid, OVERHEAD + max(preparing, waiting + back)) + files
+    return Estimate(there.tile, there.tiles, there.work, host, there.device)
 
 
 def _maps_at_once(config: ModelConfig) -> float:

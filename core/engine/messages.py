@@ -195,7 +195,12 @@ class Review(Message, kind="review"):
 
 @dataclass(frozen=True)
 class Estimate(Message, kind="estimate"):
-    """What a `Segment` would need; nothing is computed."""
+    """What a `Segment` would need; nothing is computed.
+
+    Attributes:
+        spacing, unit, direction: of the image, as in `ImageRef`; without them, models that work
+            on voxels of a fixed size are taken to find the image's own.
+    """
 
     shape: tuple[int, ...]
     axes: str
@@ -205,6 +210,9 @@ class Estimate(Message, kind="estimate"):
     tile: tuple[int, ...] = ()
     overlap: float = 0.25
     mirror: bool = False
+    spacing: tuple[float, ...] = ()
+    unit: str | None = None
+    direction: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)

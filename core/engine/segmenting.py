@@ -22,6 +22,7 @@ from tttunet.engine.models import LoadedModels
 from tttunet.engine.worker import Reporter
 from tttunet.errors import Cancelled, ImageError
 from tttunet.imaging import Image
+from tttunet.imaging.preprocess import Place, place_of
 from tttunet.inference.allocator import release_memory
 from tttunet.inference.device import pick_device
 from tttunet.inference.segment import (
@@ -93,7 +94,7 @@ def run_segment(
         mirror=request.mirror,
         decoding=decoding,
         tile_done=None if preview is None else preview.add,
-        maps_done=maps.add,
+        maps_done=maps.add if maps.wanted else None,
     )
     _, labels = grid.create(request.output, result.labels.dtype)
     labels[...] = result.labels
@@ -117,6 +118,8 @@ def segment_in_memory(
     target = str(pick_device(device))
     lead = leading_shape(image, model.config)
     spatial = image.spatial_shape[-model.config.network.dim :]
+    geometry = (image.spatial_shape, image.spacing, image.direction, image.unit)
+    place, _ = place_of(*geometry, model.config.plan)
 
     def need(way: Rung) -> Estimate:
         return estimate(
@@ -128,6 +131,8 @@ def segment_in_memory(
             mirror=options["mirror"],
             itemsize=image.array.dtype.itemsize,
             on_gpu=way.device != "cpu",
+            place=place,
+            keep_maps=options.get("maps_done") is not None,
         )
 
     def compute(way: Rung) -> Result:
@@ -286,6 +291,7 @@ def run_estimate(request: EstimateRequest, models: LoadedModels) -> dict[str, An
         mirror=request.mirror,
         itemsize=np.dtype(request.dtype).itemsize,
         on_gpu=device != "cpu",
+        place=_place(request, config, sizes),
     )
     available, device_available = host_memory()[1], device_memory(device)[1]
     rate = models.rates.get((folder, device))
@@ -302,6 +308,18 @@ def run_estimate(request: EstimateRequest, models: LoadedModels) -> dict[str, An
     }
 
 
+def _place(request: EstimateRequest, config: ModelConfig, sizes: dict[str, int]) -> Place | None:
+    """Where the network's grid will be, if the request says enough of the image's."""
+    shape = [sizes[letter] for letter in "ZYX" if letter in sizes]
+    direction = np.array(request.direction or np.eye(len(shape)))
+    if len(request.spacing) != len(shape) or direction.shape != (len(shape),) * 2:
+        return None
+    try:
+        return place_of(shape, request.spacing, direction, request.unit, config.plan)[0]
+    except ImageError:
+        return None  # the segmentation will say it
+
+
 def _tell(reporter: Reporter, done: int, total: int) -> None:
     reporter.progress("tiles", done, total)
     if done == total:
@@ -316,6 +334,7 @@ class _Maps:
         size = 4 * channels * math.prod(grid.shape)
         available = host_memory()[1]
         keep = available is None or size <= KEPT_SHARE * available
+        self.wanted = keep or bool(request.maps)
         self.kept = KeptMaps(uuid4().hex, config, grid) if keep else None
         self._file: np.ndarray | None = None
         if request.maps:

@@ -18,6 +18,8 @@ from tttunet.imaging.intensity import Intensity, normalise_channels
 from tttunet.imaging.normalise import normalise, prepare_channels
 from tttunet.imaging.orientation import towards
 from tttunet.imaging.resample import (
+    Box,
+    box_around,
     coarse_axis,
     likeliest,
     nearest,
@@ -26,8 +28,6 @@ from tttunet.imaging.resample import (
     resample_maps,
     resampled_shape,
 )
-
-Box = tuple[slice, ...]
 
 _MILLIMETERS = {"micrometer": 1e-3, "millimeter": 1.0}
 #: Spacings that agree to this share are the same: NIfTI stores 32-bit numbers.
@@ -134,8 +134,10 @@ class Place:
     def to_image_labels(self, maps: np.ndarray, values: np.ndarray) -> np.ndarray:
         """The likeliest class on the image's grid, without the maps on it ever being in memory.
 
-        Peak memory beside `maps`, for N voxels in the image and b bytes per label: 2 b N, and
-        16 bytes for each of `resample.SLAB` voxels.
+        Peak memory beside the 4 K n bytes of `maps`, for N voxels in the image, n on the network's
+        grid and b bytes per label: 2 b N + 5 n, and 8 bytes for each of `resample.SLAB` voxels
+        (benchmarks/volume_memory.py measures it). A CT of 512 x 512 x 600 at 1.5 mm and 14 classes
+        takes 2.3 GB with the image; preprocessing it, (4 C + 16) N, 3.2 GB.
 
         Args:
             maps: [K, *grid] float32.
@@ -272,7 +274,7 @@ def preprocess(image: Image, plan: Preprocessing, channels: int) -> Prepared:
     geometry = (image.spatial_shape, image.spacing, image.direction, image.unit, plan)
     place, spacing = place_of(*geometry)
     if plan.crop == "nonzero":
-        place, spacing = place_of(*geometry, _nonzero_box(place.turned(array)))
+        place, spacing = place_of(*geometry, box_around((place.turned(array) != 0).any(0)))
     array = place.turned(array)
     if plan.intensities is None:
         values = normalise(array, plan.normalisation, plan.percentiles)
@@ -315,16 +317,3 @@ def _nonzero(array: np.ndarray) -> np.ndarray:
     from scipy import ndimage
 
     return ndimage.binary_fill_holes((array != 0).any(0))
-
-
-def _nonzero_box(array: np.ndarray) -> Box | None:
-    """The smallest box around everything that is not zero; None if all is."""
-    found = (array != 0).any(0)
-    box = []
-    for axis in range(found.ndim):
-        rest = tuple(other for other in range(found.ndim) if other != axis)
-        places = np.flatnonzero(found.any(rest))
-        if not places.size:
-            return None
-        box.append(slice(int(places[0]), int(places[-1]) + 1))
-    return tuple(box)

@@ -77,7 +77,7 @@ def maps_on_image(
         if whole is None:
             whole = np.empty((channels, *place.cropped), np.float32)
             whole[...] = background.reshape(-1, 1, 1, 1)
-        whole[(slice(None), *index)] = made
+        whole[np.index_exp[:] + index] = made
     return None if whole is None else place.turned_back(whole, background)
 
 
@@ -93,7 +93,7 @@ def _planes(
     lead = array.shape[1 : array.ndim - dim]
     kept = None if losses is None else np.zeros((2, *array.shape[1:]), np.float32)
     for index in np.ndindex(lead):
-        here: tuple[Any, ...] = (slice(None), *index)
+        here = np.index_exp[:] + index
         tell = None if tile_done is None else _on_image(tile_done, place, index)
         yield index, predict(array[here], None if kept is None else kept[here], tell)
     if losses is not None and kept is not None:

@@ -90,7 +90,14 @@ class Plan(StrictModel):
 
 
 class Label(StrictModel):
-    """One foreground class. `color` is 8-bit RGB; codes (SNOMED) are optional."""
+    """One foreground class.
+
+    Attributes:
+        value: its number.
+        name: for people.
+        color: 8-bit RGB.
+        code: SNOMED CT as 3D Slicer writes it, `SCT^10200004^Liver` (see `models.labels.Code`).
+    """
 
     value: int = Field(ge=1)
     name: str
@@ -129,7 +136,7 @@ class Weights(StrictModel):
 
 
 class ModelConfig(StrictModel):
-    """The content of `model.json`."""
+    """The content of `model.json`; `label_table` names the table that the labels are of, if any."""
 
     format: int = FORMAT_VERSION
     name: str
@@ -138,6 +145,7 @@ class ModelConfig(StrictModel):
     network: NetworkConfig
     plan: Plan
     labels: tuple[Label, ...]
+    label_table: str | None = None
     card: Card
     weights: Weights | None = None
 

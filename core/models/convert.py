@@ -16,6 +16,7 @@ from torch import Tensor
 from tttunet.errors import ModelError
 from tttunet.models.card import first_problem
 from tttunet.models.config import Card, ModelConfig
+from tttunet.models.labels import with_table
 from tttunet.models.model import Model, Precision, network_with_weights
 from tttunet.models.nnunet import (
     NNUNetFiles,
@@ -100,12 +101,14 @@ def convert_checkpoint(
             files.plans, files.dataset, section, tuple(int(axis) for axis in mirror)
         )
         network_config = _network_config(state, section, plan.patch_size)
+        labels, table = with_table(read_labels(files.dataset))
         config = ModelConfig(
             name=name or slug(output.absolute().name),
             task="semantic",
             network=network_config,
             plan=plan,
-            labels=read_labels(files.dataset),
+            labels=labels,
+            label_table=table,
             card=_card(checkpoint, files, chosen, title, licence, warnings),
         )
     except ValidationError as error:

@@ -9,9 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from tttunet.errors import ModelError
+from tttunet.imaging.intensity import Intensity, Scheme
 from tttunet.models.config import Label, Plan
 
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth")
+#: nnU-Net's reader that turns every volume to RAS; the others leave axes as they are stored.
+_ORIENTATIONS = {"NibabelIOWithReorient": "RAS"}
+_SCHEMES: dict[str, Scheme] = {
+    "NoNormalization": "none",
+    "RescaleTo01Normalization": "rescale",
+    "RGBTo01Normalization": "rgb",
+}
 _RGB_NAMES = {"r", "g", "b", "red", "green", "blue", "rgb_to_0_1"}
 
 
@@ -166,61 +174,75 @@ def read_plan(
     """
     patch_size = tuple(int(n) for n in _field(configuration, "patch_size"))
     spacing: tuple[float, ...] | None = tuple(float(s) for s in _field(configuration, "spacing"))
-    if plans.get("image_reader_writer") == "NaturalImage2DIO":
+    reader = plans.get("image_reader_writer")
+    if reader == "NaturalImage2DIO":
         spacing = None
     names = dataset.get("channel_names") or dataset.get("modality") or {}
     is_rgb = len(names) == 3 and {str(n).lower() for n in names.values()} <= _RGB_NAMES
-    normalisation, percentiles, warnings = _normalisation(configuration, len(names))
+    intensities, warnings = _intensities(plans, configuration, len(names))
+    warnings += _resampling(configuration)
     order = plans.get("transpose_forward")
-    if order is not None and list(order) != sorted(order):
-        warnings.append(
-            f"The authors' preprocessing reorders the axes of volumes to {list(order)}, which this "
-            "version does not do: predictions on volumes in another orientation will be wrong."
-        )
     plan = Plan(
         patch_size=patch_size,
         spacing=spacing,
         unit=None if spacing is None else "millimeter",
         channels="rgb" if is_rgb else "as_is",
-        normalisation=normalisation,
-        percentiles=percentiles,
+        intensities=intensities,
+        orientation=_ORIENTATIONS.get(str(reader)),
+        transpose=None if order is None or list(order) == sorted(order) else tuple(order),
+        crop="nonzero",
         mirror_axes=mirror_axes,
     )
     return plan, warnings
 
 
-def _normalisation(
-    configuration: dict[str, Any], channels: int
-) -> tuple[Any, tuple[float, float], list[str]]:
-    schemes = set(_field(configuration, "normalization_schemes"))
-    warnings = []
-    percentiles = Plan.model_fields["percentiles"].default
-    if schemes == {"ZScoreNormalization"}:
-        if any(configuration.get("use_mask_for_norm", ())):
-            warnings.append(
-                "The authors normalise inside the non-zero region only; here it is the whole image."
+def _intensities(
+    plans: dict[str, Any], configuration: dict[str, Any], channels: int
+) -> tuple[tuple[Intensity, ...], list[str]]:
+    """One rule per channel, and a sentence for every scheme that is not known."""
+    schemes = [str(scheme) for scheme in _field(configuration, "normalization_schemes")]
+    schemes *= channels if len(schemes) == 1 else 1
+    masked = list(configuration.get("use_mask_for_norm") or [])
+    masked = masked * channels if len(masked) == 1 else masked + [False] * len(schemes)
+    rules = []
+    for channel, scheme in enumerate(schemes):
+        if scheme == "CTNormalization":
+            numbers = _field(plans, "foreground_intensity_properties_per_channel")[str(channel)]
+            rules.append(
+                Intensity(
+                    scheme="ct",
+                    low=_field(numbers, "percentile_00_5"),
+                    high=_field(numbers, "percentile_99_5"),
+                    mean=_field(numbers, "mean"),
+                    deviation=_field(numbers, "std"),
+                )
             )
-        return "zscore", percentiles, warnings
-    if schemes == {"RescaleTo01Normalization"} and channels == 1:
-        return "percentile", (0.0, 100.0), warnings
-    if schemes <= {"RescaleTo01Normalization", "RGBTo01Normalization"}:
-        warnings.append(
-            "The authors' rescaling to 0..1 is replaced by one between the smallest and largest "
-            "value of the image."
-        )
-        return "percentile", (0.0, 100.0), warnings
-    if schemes == {"CTNormalization"}:
-        warnings.append(
-            "The authors' CT normalisation (clipping and scaling by the data set's intensities) "
-            "arrives with a later version; until then z-scores of the image stand in for it and "
-            "predictions will be worse than theirs."
-        )
-    else:
-        warnings.append(
-            f"The authors' normalisation ({', '.join(sorted(schemes))}) is replaced by z-scores; "
-            "predictions may be worse than theirs."
-        )
-    return "zscore", percentiles, warnings
+        elif scheme in _SCHEMES:
+            rules.append(Intensity(scheme=_SCHEMES[scheme]))
+        else:
+            rules.append(Intensity(scheme="zscore_nonzero" if masked[channel] else "zscore"))
+    unknown = sorted(set(schemes) - {*_SCHEMES, "CTNormalization", "ZScoreNormalization"})
+    warnings = [
+        f"The authors' normalisation ({', '.join(unknown)}) is replaced by z-scores; predictions "
+        "may be worse than theirs."
+    ]
+    return tuple(rules), warnings if unknown else []
+
+
+def _resampling(configuration: dict[str, Any]) -> list[str]:
+    """What plans.json asks for beyond nnU-Net's default resampling."""
+    for field, order in (("resampling_fn_data", 3), ("resampling_fn_probabilities", 1)):
+        function = configuration.get(field, "resample_data_or_seg_to_shape")
+        options = configuration.get(f"{field}_kwargs", {})
+        usual = {"order": order, "order_z": 0, "force_separate_z": None}
+        if function != "resample_data_or_seg_to_shape" or any(
+            options.get(name, value) != value for name, value in usual.items()
+        ):
+            return [
+                "The authors resample images in a way of their own; here it is nnU-Net's default "
+                "(cubic for images, linear for probabilities, the coarse axis apart)."
+            ]
+    return []
 
 
 def _fold_folder(source: Path, fold: str | None) -> Path:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from golden import (
     relative_to_max,
     released_network_config,
 )
+from nnunet_folder import NNUNetFolder, old_configuration
 from tttunet.errors import ModelError, OutputError
 from tttunet.models import convert_checkpoint, load_model
 from tttunet.models.released import convert_network
@@ -28,113 +27,6 @@ from tttunet.networks import build_network, released_config
 every_network = pytest.mark.parametrize(
     "path", case_parameters("uttt_bot_2d", "uttt_bot_3d", "uttt_enc_2d")
 )
-
-
-def per_stage(value: int | list[int], stages: int) -> list[int]:
-    return [value] * stages if isinstance(value, int) else list(value)
-
-
-def old_configuration(facts: dict[str, Any]) -> dict[str, Any]:
-    """A configuration as nnU-Net 2.1 writes it. Its features double up to a limit."""
-    features = facts["features_per_stage"]
-    n = len(features)
-    return {
-        "patch_size": facts["patch_size"],
-        "spacing": [0.8] * len(facts["patch_size"]),
-        "normalization_schemes": ["ZScoreNormalization"],
-        "use_mask_for_norm": [False],
-        "UNet_class_name": "PlainConvUNet",
-        "UNet_base_num_features": features[0],
-        "unet_max_num_features": features[-1],
-        "n_conv_per_stage_encoder": per_stage(facts["n_conv_per_stage_given"], n),
-        "n_conv_per_stage_decoder": per_stage(facts["n_conv_per_stage_decoder_given"], n - 1),
-        "conv_kernel_sizes": facts["kernel_sizes"],
-        "pool_op_kernel_sizes": facts["strides"],
-    }
-
-
-def new_configuration(facts: dict[str, Any]) -> dict[str, Any]:
-    """A configuration as nnU-Net 2.4 and later write it."""
-    old = old_configuration(facts)
-    kept = ("patch_size", "spacing", "normalization_schemes", "use_mask_for_norm")
-    arguments = {
-        "n_stages": len(facts["features_per_stage"]),
-        "features_per_stage": facts["features_per_stage"],
-        "kernel_sizes": facts["kernel_sizes"],
-        "strides": facts["strides"],
-        "n_conv_per_stage": old["n_conv_per_stage_encoder"],
-        "n_conv_per_stage_decoder": old["n_conv_per_stage_decoder"],
-    }
-    architecture = {"network_class_name": "PlainConvUNet", "arch_kwargs": arguments}
-    return {**{name: old[name] for name in kept}, "architecture": architecture}
-
-
-def make_checkpoint(weights: dict[str, torch.Tensor], configuration: str) -> dict[str, Any]:
-    """What nnU-Net's trainer saves, its numpy scalars and its optimiser included."""
-    parameter = torch.nn.Parameter(torch.zeros(3))
-    optimiser = torch.optim.SGD([parameter], lr=0.01, momentum=0.99, nesterov=True)
-    parameter.sum().backward()
-    optimiser.step()
-    return {
-        "network_weights": OrderedDict(weights),
-        "optimizer_state": optimiser.state_dict(),
-        "grad_scaler_state": None,
-        "logging": {
-            "mean_fg_dice": [np.float64(0.5)],
-            "ema_fg_dice": [np.float32(0.5)],
-            "dice_per_class_or_region": [[np.float64(0.5), np.float64(0.6)]],
-            "train_losses": [np.float32(-0.1)],
-            "epoch_start_timestamps": [1700000000.5],
-        },
-        "_best_ema": np.float64(0.5),
-        "current_epoch": 1000,
-        "init_args": {
-            "plans": {"configurations": {}},
-            "configuration": configuration,
-            "fold": "all",
-            "dataset_json": {},
-            "unpack_dataset": True,
-            "device": torch.device("cuda"),
-        },
-        "trainer_name": "nnUNetTrainerUMambaBot",
-        "inference_allowed_mirroring_axes": (0, 1),
-    }
-
-
-class NNUNetFolder:
-    """A trainer's folder on disk; attributes are written by `write`."""
-
-    def __init__(self, root: Path, case: GoldenCase) -> None:
-        facts = case.config
-        dim = len(facts["patch_size"])
-        self.name = "2d" if dim == 2 else "3d_fullres"
-        self.path = root / f"nnUNetTrainerUMambaBot__nnUNetPlans__{self.name}"
-        self.fold = self.path / "fold_all"
-        self.file = self.fold / "checkpoint_final.pth"
-        self.plans: dict[str, Any] = {
-            "dataset_name": "Dataset702_AbdomenMR",
-            "image_reader_writer": "SimpleITKIO",
-            "transpose_forward": [0, 1, 2],
-            "configurations": {self.name: new_configuration(facts)},
-        }
-        classes = range(1, facts["num_classes"])
-        self.dataset: dict[str, Any] = {
-            "channel_names": {str(i): "MR" for i in range(facts["input_channels"])},
-            "labels": {"background": 0, **{f"organ {i}": i for i in classes}},
-            "file_ending": ".nii.gz",
-        }
-        self.checkpoint: Any = make_checkpoint(case.group("param."), self.name)
-
-    @property
-    def configuration(self) -> dict[str, Any]:
-        return self.plans["configurations"][self.name]
-
-    def write(self) -> Path:
-        self.fold.mkdir(parents=True, exist_ok=True)
-        (self.path / "plans.json").write_text(json.dumps(self.plans))
-        (self.path / "dataset.json").write_text(json.dumps(self.dataset))
-        torch.save(self.checkpoint, self.file)
-        return self.path
 
 
 def convertible(case: GoldenCase, tmp_path: Path) -> NNUNetFolder:
@@ -224,7 +116,7 @@ def test_card_and_plan_of_a_converted_model(nnunet: NNUNetFolder, tmp_path: Path
     ]
     plan = config.plan
     assert (plan.patch_size, plan.spacing, plan.unit) == ((32, 32), (0.8, 0.8), "millimeter")
-    assert (plan.normalisation, plan.channels, plan.mirror_axes) == ("zscore", "as_is", (0, 1))
+    assert (plan.channels, plan.mirror_axes) == ("as_is", (0, 1))
     assert config.card.title == "TTT-UNet, Dataset702_AbdomenMR"
     assert config.card.training == {
         "framework": "nnU-Net v2",
@@ -325,29 +217,56 @@ def test_natural_images_have_no_spacing_and_rgb_channels(tmp_path: Path, nnunet:
     assert (plan.channels, plan.spacing, plan.unit) == ("rgb", None, None)
 
 
+CT = {"mean": 99.5, "std": 120.0, "percentile_00_5": -900.0, "percentile_99_5": 800.0}
+
+
 @pytest.mark.parametrize(
-    ("changes", "normalisation", "warning"),
+    ("changes", "rule"),
     [
-        ({"normalization_schemes": ["CTNormalization"]}, "zscore", "CT normalisation"),
-        ({"normalization_schemes": ["NoNormalization"]}, "zscore", "NoNormalization"),
-        ({"normalization_schemes": ["RescaleTo01Normalization"]}, "percentile", None),
-        ({"normalization_schemes": ["RGBTo01Normalization"]}, "percentile", "rescaling to 0..1"),
-        ({"use_mask_for_norm": [True]}, "zscore", "non-zero region"),
+        ({"normalization_schemes": ["CTNormalization"]}, ("ct", -900, 800, 99.5, 120)),
+        ({"normalization_schemes": ["NoNormalization"]}, ("none",)),
+        ({"normalization_schemes": ["RescaleTo01Normalization"]}, ("rescale",)),
+        ({"normalization_schemes": ["RGBTo01Normalization"]}, ("rgb",)),
+        ({"use_mask_for_norm": [True]}, ("zscore_nonzero",)),
+        ({}, ("zscore",)),
     ],
 )
-def test_preprocessing_that_differs_is_told(nnunet, tmp_path, changes, normalisation, warning):
+def test_normalisation_is_the_authors(nnunet, tmp_path, changes, rule):
+    nnunet.configuration.update(changes)
+    nnunet.plans["foreground_intensity_properties_per_channel"] = {"0": CT}
+    conversion = convert_checkpoint(nnunet.write(), tmp_path / "model")
+    assert conversion.warnings == ()
+    assert conversion.config.card.limitations == ""
+    (found,) = conversion.config.plan.intensities
+    numbers = (found.low, found.high, found.mean, found.deviation)
+    assert (found.scheme, *(n for n in numbers if n is not None)) == rule
+
+
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [
+        ({"normalization_schemes": ["MyNormalization"]}, "MyNormalization"),
+        ({"resampling_fn_data": "resample_torch_fornnunet"}, "way of their own"),
+        ({"resampling_fn_probabilities_kwargs": {"order": 3}}, "way of their own"),
+    ],
+)
+def test_preprocessing_that_differs_is_told(nnunet, tmp_path, changes, warning):
     nnunet.configuration.update(changes)
     conversion = convert_checkpoint(nnunet.write(), tmp_path / "model")
-    assert conversion.config.plan.normalisation == normalisation
-    assert len(conversion.warnings) == (warning is not None)
-    assert conversion.config.card.limitations == " ".join(conversion.warnings)
-    assert (warning or "") in conversion.config.card.limitations
+    (told,) = conversion.warnings
+    assert warning in told
+    assert conversion.config.card.limitations == told
 
 
-def test_reordered_axes_are_told(nnunet: NNUNetFolder, tmp_path: Path):
+def test_axes_are_reordered_and_oriented_as_the_authors_do(nnunet: NNUNetFolder, tmp_path: Path):
+    plan = convert_checkpoint(nnunet.write(), tmp_path / "plain").config.plan
+    assert (plan.transpose, plan.orientation, plan.crop) == (None, None, "nonzero")
     nnunet.plans["transpose_forward"] = [1, 0, 2]
-    (warning,) = convert_checkpoint(nnunet.write(), tmp_path / "model").warnings
-    assert "[1, 0, 2]" in warning
+    nnunet.plans["image_reader_writer"] = "NibabelIOWithReorient"
+    conversion = convert_checkpoint(nnunet.write(), tmp_path / "model")
+    plan = conversion.config.plan
+    assert conversion.warnings == ()
+    assert (plan.transpose, plan.orientation) == ((1, 0, 2), "RAS")
 
 
 class Payload:
@@ -425,6 +344,10 @@ def add_weight(name: str) -> Callable[[NNUNetFolder], None]:
         (change("configuration", patch_size=[8, 32, 32]), "patch_size needs 2 numbers"),
         (change("configuration", patch_size=["a", "b"]), "malformed"),
         (change("configuration", patch_size=7), "malformed"),
+        (
+            change("configuration", normalization_schemes=["CTNormalization"]),
+            "lacks the field 'foreground_intensity",
+        ),
         (drop("dataset", "labels"), "dataset.json lacks the field 'labels'"),
         (change("dataset", labels={"background": 0, "a": 1}), "1 labels need 2 outputs"),
         (change("dataset", labels={"background": 0, "whole": [1, 2]}), "region of several labels"),
