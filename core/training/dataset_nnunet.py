@@ -90,6 +90,8 @@ def _labels(
         raise DatasetError(f"`ignore` in {path} must be one number.")
     ignore = ignored[0] if ignored else None
     regions = {name: numbers for name, numbers in values.items() if numbers != (0,)}
+    if not regions:
+        raise DatasetError(f"`labels` in {path} has no class beside the background.")
     if all(len(numbers) == 1 for numbers in regions.values()):
         names = {numbers[0]: name for name, numbers in regions.items()}
         if len(names) != len(regions):

@@ -251,6 +251,7 @@ def test_nnunet_regions_that_cannot_be_told_apart(volumes):
         ({"background": 0, "a": "one"}, "names to numbers"),
         ({"background": 0, "a": 1, "ignore": [2, 3]}, "one number"),
         ([0, 1], "names to numbers"),
+        ({"background": 0, "ignore": 1}, "no class"),
     ],
 )
 def test_bad_nnunet_labels(volumes, labels, message):
