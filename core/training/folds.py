@@ -43,7 +43,7 @@ def with_fold(dataset: Dataset, folds: int, fold: int) -> Dataset:
     for name in sorted(shuffled, key=lambda name: -len(groups[name])):
         min(parts, key=len).extend(groups[name])
     held_out = {case.name for case in parts[fold]}
-    everything = sorted((case for part in parts for case in part), key=lambda case: case.name)
+    everything = without_split(dataset).cases["train"]
     return replace(
         dataset,
         cases={
@@ -51,3 +51,9 @@ def with_fold(dataset: Dataset, folds: int, fold: int) -> Dataset:
             "val": [case for case in everything if case.name in held_out],
         },
     )
+
+
+def without_split(dataset: Dataset) -> Dataset:
+    """The data set with all cases to train on, sorted by name."""
+    cases = [*dataset.cases["train"], *dataset.cases["val"]]
+    return replace(dataset, cases={"train": sorted(cases, key=lambda case: case.name), "val": []})

@@ -133,7 +133,7 @@ def _cache_key(case: Case, dataset: Dataset, plan: Plan, channels: int | None) -
         state = path.stat()
         sources.append((str(path.resolve()), state.st_mtime_ns, state.st_size))
     # Everything but what only the network and the decoding use.
-    settings = plan.model_dump(exclude={"patch_size", "decoding", "mirror_axes"})
+    settings = plan.model_dump(exclude={"patch_size", "decoding", "mirror_axes", "keep_largest"})
     content = (
         _CACHE_VERSION,
         sources,

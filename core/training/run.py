@@ -21,12 +21,12 @@ from tttunet.models.model import Model, load_model
 from tttunet.training.checkpoint import CHECKPOINT_NAME
 from tttunet.training.config import TrainConfig
 from tttunet.training.dataset import Dataset, open_dataset
-from tttunet.training.folds import with_fold
+from tttunet.training.folds import with_fold, without_split
 from tttunet.training.plan.rules import CPU, GPU
 from tttunet.training.planning import load_recipe, plan_training
 from tttunet.training.prepare import PreparedCase, Progress, prepare
 from tttunet.training.trainer import Trainer, TrainEvent
-from tttunet.training.tuning import score_model, tune_decoding
+from tttunet.training.tuning import score_model, tune_components, tune_decoding
 
 #: Used if neither steps nor minutes are given.
 DEFAULT_MINUTES = 60.0
@@ -119,13 +119,16 @@ def train(
     )
     stored = _resumed(folder, asked["train"]) if resume else None
     wanted = parts["train"] if stored is None else parts["train"] | _fold_of(stored[1])
+    seen = data
     if wanted.get("folds"):
+        # All folds have one plan, so that their models can be averaged.
+        seen = without_split(data)
         data = with_fold(data, wanted["folds"], wanted.get("fold", 0))
     cache = cache or folder / "cache"
 
     def plan(name: str | None) -> tuple[ModelConfig, TrainConfig]:
         return plan_training(
-            data,
+            seen,
             parts,
             name,
             configuration=configuration,
@@ -347,6 +350,10 @@ def _finish(
     if val_cases and config.task == "instance":
         decoding = tune_decoding(model, val_cases, trainer.fabric.device, report)
         plan = config.plan.model_copy(update={"decoding": decoding})
+        config = config.model_copy(update={"plan": plan})
+    elif val_cases:
+        groups = tune_components(model, val_cases, trainer.fabric.device, report)
+        plan = config.plan.model_copy(update={"keep_largest": groups})
         config = config.model_copy(update={"plan": plan})
     scores = {}
     if val_cases:

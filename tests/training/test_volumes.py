@@ -10,6 +10,7 @@ import pytest
 
 from tttunet.errors import DatasetError
 from tttunet.imaging.readers import load_image, load_labels
+from tttunet.inference.ensemble import ensemble
 from tttunet.inference.segment import segment
 from tttunet.models.config import Plan
 from tttunet.networks.config import uniform_config
@@ -109,6 +110,33 @@ def test_training_segments_the_original_grid(balls, tmp_path):
         assert found.shape == truth.shape
         dice = 2 * (found * truth).sum() / (found.sum() + truth.sum())
         assert dice > 0.8, name
+
+
+def test_cross_validation(balls, tmp_path):
+    """Two folds hold out different volumes, have one plan, and segment as one."""
+    (tmp_path / "recipe.json").write_text(json.dumps(SMALL))
+    folds = []
+    for fold in range(2):
+        model = train(
+            balls,
+            tmp_path / f"fold{fold}",
+            recipe=str(tmp_path / "recipe.json"),
+            overrides={"train": {"folds": 2, "fold": fold}},
+            steps=2,
+            device="cpu",
+        )
+        assert model.config.card.training["val_images"] == 3
+        folds.append(model)
+    assert folds[0].config.plan == folds[1].config.plan
+    caches = [{path.name for path in (tmp_path / f"fold{i}/cache").rglob("*.npy")} for i in (0, 1)]
+    assert caches[0] == caches[1]
+    image = load_image(balls / "imagesTr" / "v5_0000.nii.gz")
+    assert segment(image, ensemble(folds), device="cpu").labels.shape == image.array.shape
+
+    again = train(balls, tmp_path / "fold1", resume=True, steps=3, device="cpu")
+    settings = json.loads((tmp_path / "fold1" / "training.json").read_text())
+    assert (settings["folds"], settings["fold"]) == (2, 1)
+    assert again.config.card.training["val_images"] == 3
 
 
 def test_samples_for_fine_tuning_are_brought_to_the_same_grid(balls):
