@@ -120,7 +120,7 @@ def _check_image(image: Image, case: Case, dataset: Dataset, seen: _Seen) -> lis
         add(f"{path} has pixels that are no numbers ({share:.2%}).", False)
     elif array.min() == array.max():
         add(f"{path} has the same value everywhere.", False)
-    content = hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+    content = hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
     if content in seen.contents:
         add(f"{path} is the same image as that of '{seen.contents[content]}'.", False)
     seen.contents.setdefault(content, case.name)

@@ -204,7 +204,7 @@ def described(
     )
 
 
-def general(description: Mapping[str, Any], name: str) -> dict[str, str]:
+def general(description: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Name, title, licence and source of any description."""
     name = str(description.get("name", name))
     return {
@@ -217,7 +217,7 @@ def general(description: Mapping[str, Any], name: str) -> dict[str, str]:
 
 def channel_names(description: Mapping[str, Any]) -> tuple[str, ...]:
     """nnU-Net's `channel_names`: number to name, or a list."""
-    names = description.get("channel_names") or {}
+    names: Any = description.get("channel_names") or {}
     if isinstance(names, dict):
         try:
             names = [names[key] for key in sorted(names, key=int)]

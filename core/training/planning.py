@@ -106,10 +106,15 @@ def plan_training(
     network, plan = base.network.model_dump(), base.plan.model_dump()
     card = base.card.model_dump() | {"licence": dataset.licence}
     try:
+        chosen = NetworkConfig(**(network | overrides.get("network", {})))
+        # The patch was chosen for the planned network: another one may halve it more often.
+        plan["patch_size"] = tuple(
+            -(-n // s) * s for n, s in zip(plan["patch_size"], chosen.total_stride, strict=True)
+        )
         config = ModelConfig(
             name=name,
             task=dataset.task,
-            network=NetworkConfig(**(network | overrides.get("network", {}))),
+            network=chosen,
             plan=Plan(**(plan | overrides.get("plan", {}))),
             labels=base.labels,
             card=Card(**(card | overrides.get("card", {}))),

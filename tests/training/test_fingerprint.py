@@ -116,6 +116,19 @@ def test_recipe_changes_the_plan(abdomen):
     assert train.batch_size == 7
 
 
+def test_patch_fits_the_network_of_a_recipe(abdomen):
+    network = {
+        "features": [4, 8, 8, 8],
+        "kernel_sizes": [[3, 3, 3]] * 4,
+        "strides": [[1, 1, 1], [2, 4, 4], [2, 4, 4], [1, 2, 2]],
+        "encoder_blocks": [1] * 4,
+        "decoder_blocks": [1] * 3,
+    }
+    config, _ = plan_training(open_dataset(abdomen), {"network": network})
+    assert config.network.total_stride == (4, 32, 32)
+    assert config.plan.patch_size == (8, 32, 32)
+
+
 def volumes(**changes) -> Fingerprint:
     fields = {
         "dim": 3,
