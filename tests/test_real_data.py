@@ -89,7 +89,7 @@ def test_the_recipe_for_the_hippocampus_learns(hippocampus, tmp_path):
     plan = model.config.plan
     assert (plan.patch_size, plan.spacing) == ((40, 56, 40), (1.0, 1.0, 1.0))
     assert [rule.scheme for rule in plan.intensities] == ["zscore"]
-    assert [label.name for label in model.config.labels][0] == "anterior hippocampus"
+    assert model.config.labels[0].name == "anterior hippocampus"
 
 
 @pytest.mark.slow

@@ -175,7 +175,7 @@ def test_transposed_volumes():
     [
         ("3d_cascade_fullres", "cascade is not trained"),
         ("3d_lowres", "sees enough"),
-        ("2d", "3D"),
+        ("2d", "trained in 3D"),
         ("4d", "no configuration"),
     ],
 )

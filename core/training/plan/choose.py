@@ -106,8 +106,10 @@ def _configuration(
             return found[key]
     if wanted == "3d_lowres" and fingerprint.dim == 3:
         reason = "The patch at full resolution sees enough of these images."
-    elif wanted in ("2d", "3d_fullres"):
-        reason = f"The images are {fingerprint.dim}D."
+    elif wanted == "2d":
+        reason = "Volumes are trained in 3D; for a 2D network, save their slices as 2D images."
+    elif wanted == "3d_fullres":
+        reason = "The images are 2D."
     else:
         reason = f"There is no configuration '{wanted}'."
     raise DatasetError(reason, f"Choose {' or '.join(offered)}.")
