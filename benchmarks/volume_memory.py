@@ -54,7 +54,7 @@ def main() -> None:
     labels, back = measured(lambda: place.to_image_labels(maps, values))
     if labels.shape != tuple(options.shape) or len(np.unique(labels)) != options.classes:
         raise SystemExit("The labels are wrong.")
-    there["formula_gb"] = round(20 * large / 1e9, 2)
+    there["formula_gb"] = round((8 * large + 12 * small) / 1e9, 2)
     back["formula_gb"] = round((2 * large + 5 * small + 8 * min(SLAB, large)) / 1e9, 2)
     total = array.nbytes + maps.nbytes
     result: dict[str, Any] = {

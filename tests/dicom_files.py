@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import locale
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ def write_series(
     volume: sitk.Image,
     *,
     number: int = 1,
+    tags: Mapping[str, str] | None = None,
     move: Callable[[int, np.ndarray], np.ndarray] = lambda index, place: place,
 ) -> list[Path]:
     """Writes the slices of a volume of whole numbers.
@@ -26,6 +27,7 @@ def write_series(
         folder: made if needed; file names do not follow the order of the slices.
         volume: 3D.
         number: of the series.
+        tags: further ones, such as the rescaling of intensities.
         move: gives a slice another position.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +38,7 @@ def write_series(
     language = locale.setlocale(locale.LC_CTYPE)
     for index in range(volume.GetSize()[2]):
         place = np.array(volume.TransformIndexToPhysicalPoint((0, 0, index)))
-        tags = {
+        all_tags = {
             "0008|0008": "DERIVED\\SECONDARY",
             "0008|0016": _CT,
             "0008|0018": f"{_UIDS['study']}.{number}.{index + 1}",
@@ -51,7 +53,7 @@ def write_series(
             "0020|0052": _UIDS["frame"],
         }
         picture = volume[:, :, index]
-        for tag, value in tags.items():
+        for tag, value in (all_tags | dict(tags or {})).items():
             picture.SetMetaData(tag, value)
         paths.append(folder / f"IM{number}{(index * 7) % 97:04d}.dcm")
         writer.SetFileName(str(paths[-1]))

@@ -168,8 +168,8 @@ def _estimate_elsewhere(
     """`estimate` where the network's grid is not the image's.
 
     For N voxels in a time point of the image and n on the network's grid, beside what the network
-    needs for n: (4 C + 16) N while the image is resampled (splines have 64 bits), and afterwards
-    2 bytes per label and a slab, or two copies of the maps, 8 K N, if these are wanted.
+    needs for n: 4 ((C + 1) N + (C + 2) n) bytes while the image is normalised and resampled, and
+    afterwards 2 bytes per label and a slab, or two copies of the maps, 8 K N, if these are wanted.
     """
     from tttunet.imaging.resample import SLAB
 
@@ -188,7 +188,7 @@ def _estimate_elsewhere(
     )
     inputs, grid = config.network.input_channels, math.prod(place.grid)
     label_bytes = 4 if config.task == "instance" else 1
-    preparing = (4 * inputs + 16) * voxels
+    preparing = 4 * ((inputs + 1) * voxels + (inputs + 2) * grid)
     if keep_maps or config.task == "instance":
         back = 8 * outputs * voxels + DECODE_BYTES * math.prod(place.shape[lead:])
     else:

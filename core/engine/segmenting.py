@@ -77,6 +77,8 @@ def run_segment(
     decoding = changed_decoding(model.config, request.decoding)
     reporter.stage("reading the image")
     image, grid = open_image(request.image, request.channel)
+    for note in image.notes:
+        reporter.log(note, "warning")
     maps = _Maps(request, model.config, image, grid)
     preview = _Preview(request, model.config, grid, reporter) if request.preview else None
 

@@ -37,6 +37,7 @@ class Image:
         rgb: the C axis holds red, green and blue rather than separate stains.
         name: the file name without folder and suffixes.
         path: the file it came from, if any.
+        notes: what the reader met that a person should know, one sentence each.
     """
 
     array: np.ndarray = field(repr=False)
@@ -49,6 +50,7 @@ class Image:
     rgb: bool = False
     name: str = "image"
     path: Path | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def spatial_axes(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,12 +34,14 @@ _IMAGE_IO = {
 SUFFIXES = tuple(_IMAGE_IO)
 _AXES = {2: "YX", 3: "ZYX", 4: "TZYX"}
 _MILLIMETERS = {"micrometer": 1e-3, "millimeter": 1.0, None: 1.0}
+#: What ITK says of axes that are not at right angles.
+_BENT = "orthonormal"
 _FULL = "the disk may be full"
 #: Bytes 128 to 131 of a DICOM file.
 _DICOM_MAGIC = b"DICM"
 #: So many files of a folder are looked at; exports mix a few other files among the slices.
 _LOOKED_AT = 50
-_POSITION = "0020|0032"
+_POSITION, _MODALITY, _DESCRIPTION = "0020|0032", "0008|0060", "0008|103e"
 #: Largest deviation of a slice from its place, in distances between slices.
 _UNEVEN = 0.05
 
@@ -60,10 +63,20 @@ def read_itk(path: Path, suffix: str, axes: str | None, name: str) -> Image:
     """
     import SimpleITK
 
-    if suffix in NIFTI_SUFFIXES:
-        nifti.check_complete(path)
-    picture = SimpleITK.ReadImage(str(path), imageIO=_IMAGE_IO[suffix])
-    return from_sitk(picture, axes, name=name, path=path)
+    if suffix not in NIFTI_SUFFIXES:
+        picture = SimpleITK.ReadImage(str(path), imageIO=_IMAGE_IO[suffix])
+        return from_sitk(picture, axes, name=name, path=path)
+    nifti.check_complete(path)
+    notes = nifti.check_placement(path)
+    try:
+        picture = SimpleITK.ReadImage(str(path), imageIO=_IMAGE_IO[suffix])
+    except RuntimeError as error:
+        if _BENT not in str(error):
+            raise
+        with nifti.straightened(path) as (copy, note):
+            picture = SimpleITK.ReadImage(str(copy), imageIO=_IMAGE_IO[suffix])
+            notes = (note,)
+    return replace(from_sitk(picture, axes, name=name, path=path), notes=notes)
 
 
 def is_dicom(path: Path) -> bool:
@@ -85,6 +98,24 @@ def dicom_series(folder: Path) -> list[list[Path]]:
     reader = SimpleITK.ImageSeriesReader
     numbers = reader.GetGDCMSeriesIDs(str(folder))
     return [[Path(f) for f in reader.GetGDCMSeriesFileNames(str(folder), n)] for n in numbers]
+
+
+def describe_series(files: Sequence[Path]) -> str:
+    """A DICOM series in a few words: `120 files, CT, 'Abdomen portal venous'`."""
+    import SimpleITK
+
+    reader = SimpleITK.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(files[0]))
+    words = [f"{len(files)} file{'s' * (len(files) != 1)}"]
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:  # a report, or damaged
+        return words[0]
+    for tag, form in ((_MODALITY, "{}"), (_DESCRIPTION, "'{}'")):
+        if reader.HasMetaDataKey(tag) and (text := reader.GetMetaData(tag).strip()):
+            words.append(form.format(text))
+    return ", ".join(words)
 
 
 def read_dicom(files: Sequence[Path], axes: str | None, name: str, path: Path) -> Image:
@@ -267,12 +298,16 @@ def _source(image: Image, suffix: str) -> Path | None:
     if not path.name.lower().endswith(tuple(same)):
         return None
     reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(path))
     reader.SetImageIO(_IMAGE_IO[suffix])
+    reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
-    except RuntimeError:
-        return None
+    except RuntimeError as error:
+        if suffix not in NIFTI_SUFFIXES or _BENT not in str(error):
+            return None
+        with nifti.straightened(path, header_only=True) as (copy, _):
+            reader.SetFileName(str(copy))
+            reader.ReadImageInformation()
     n, dimension = image.ndim_spatial, reader.GetDimension()
     direction = np.array(reader.GetDirection()).reshape(dimension, dimension)[:n, :n]
     unchanged = (

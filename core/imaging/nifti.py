@@ -7,13 +7,18 @@ it by about 1e-7.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import math
 import shutil
 import struct
+import tempfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+
+import numpy as np
 
 from tttunet.errors import ImageError
 
@@ -23,6 +28,13 @@ _CHUNK = 1 << 20
 _UNITS = (123, "B")
 _PLACEMENT = ((76, "4f"), (252, "2h"), (256, "6f"), (280, "12f"))
 _TIME_STEP = (92, "f")
+_CODES, _QUATERNION, _MATRIX = (252, "2h"), (256, "6f"), (280, "12f")
+#: Two descriptions of a grid agree if no corner of it moves by more voxels than this.
+_AGREE = 0.1
+#: ITK takes a grid for bent from about here on.
+_BENT = 1e-3
+#: A grid may be bent straight if no corner moves by more voxels than this.
+_STRAIGHTEN = 0.5
 
 
 class Header(NamedTuple):
@@ -31,6 +43,7 @@ class Header(NamedTuple):
     version: int
     order: str
     shape: tuple[int, ...]
+    data_start: int
     data_end: int
     raw: bytes
 
@@ -72,6 +85,124 @@ def check_complete(path: Path) -> None:
             f"'{path}' is incomplete: it ends before the last voxel.",
             "Copy or download it again.",
         )
+
+
+class Placement(NamedTuple):
+    """The two descriptions of where a NIfTI-1 grid lies; [3, 4] from voxels (x, y, z) to RAS.
+
+    None where the file does not give one (its code is 0) or it has no volume.
+    """
+
+    qform: np.ndarray | None
+    sform: np.ndarray | None
+
+
+def placement(header: Header) -> Placement:
+    """Both descriptions of a NIfTI-1 header; none of a NIfTI-2 one, which is left to ITK."""
+    if header.version != 1:
+        return Placement(None, None)
+    qcode, scode = _field(header, _CODES)
+    pixdim = np.array(_field(header, (76, "4f")))
+    quaternion, matrix = np.array(_field(header, _QUATERNION)), np.array(_field(header, _MATRIX))
+    q, s = None, matrix.reshape(3, 4)
+    if qcode > 0 and np.isfinite([*quaternion, *pixdim]).all():
+        b, c, d = quaternion[:3]
+        a = math.sqrt(max(0.0, 1 - b * b - c * c - d * d))
+        turn = np.array(
+            [
+                [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+                [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+                [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - c * c - b * b],
+            ]
+        )
+        size = np.abs(pixdim[1:]) * [1, 1, -1 if pixdim[0] < 0 else 1]
+        q = np.column_stack([turn * size, quaternion[3:]])
+    usable = scode > 0 and np.isfinite(s).all() and abs(np.linalg.det(s[:, :3])) > 0
+    return Placement(q, s if usable else None)
+
+
+def check_placement(path: Path) -> tuple[str, ...]:
+    """What is odd about where a volume lies, and what is done about it, in sentences.
+
+    The sform counts where there is one, as in ITK; if its axes are not at right angles, the qform
+    takes its place, and without one the sform is straightened (see `straightened`). Mirrored grids
+    (a negative determinant) are no oddity: their direction is kept as it is.
+    """
+    header = read_header(path)
+    if len(header.shape) < 3 or header.version != 1:
+        return ()
+    q, s = placement(header)
+    if q is None and s is None:
+        return (f"'{path}' does not say how it is oriented; its axes are taken for LPS.",)
+    bent = s is not None and _moved(s, _straight(s), header) > _BENT
+    if q is not None and s is not None and _moved(s, q, header) > _AGREE:
+        used = "qform, because the axes of the sform are not at right angles" if bent else "sform"
+        millimeters = _moved(s, q, header, in_voxels=False)
+        return (
+            f"'{path}' says twice where it lies, and the two (sform and qform) are up to "
+            f"{millimeters:.3g} mm apart; what counts is the {used}.",
+        )
+    return ()
+
+
+@contextlib.contextmanager
+def straightened(path: Path, *, header_only: bool = False) -> Iterator[tuple[Path, str]]:
+    """A copy of a file that ITK refuses, with axes at right angles.
+
+    Args:
+        path: a NIfTI file.
+        header_only: leave the voxels out of the copy.
+
+    Yields:
+        The path of the copy, which lives as long as the context, and a sentence about it.
+
+    Raises:
+        ImageError: a corner would move by more than half a voxel.
+    """
+    header = read_header(path)
+    _, s = placement(header)
+    moved = math.inf if s is None else _moved(s, _straight(s), header)
+    if s is None or moved > _STRAIGHTEN:
+        raise ImageError(
+            f"'{path}' has axes that are not at right angles.",
+            "Resample it to a regular grid, e.g. in 3D Slicer.",
+        )
+    raw = bytearray(header.raw[:348])
+    struct.pack_into(header.order + _MATRIX[1], raw, _MATRIX[0], *_straight(s).ravel())
+    with tempfile.TemporaryDirectory(prefix="tttunet-") as folder:
+        copy = Path(folder) / "straight.nii"
+        with _open(path) as source, copy.open("wb") as target:
+            target.write(raw)
+            source.seek(348)
+            if header_only:
+                target.write(source.read(header.data_start - 348))
+            else:
+                shutil.copyfileobj(source, target, _CHUNK)
+        yield (
+            copy,
+            f"'{path}' has axes that are not quite at right angles; they were straightened, which "
+            f"moves no corner by more than {moved:.2g} voxels.",
+        )
+
+
+def _straight(affine: np.ndarray) -> np.ndarray:
+    """The nearest grid with axes at right angles and the same spacing around the same centre."""
+    size = np.linalg.norm(affine[:, :3], axis=0)
+    left, _, right = np.linalg.svd(affine[:, :3] / size)
+    return np.column_stack([left @ right * size, affine[:, 3]])
+
+
+def _moved(one: np.ndarray, other: np.ndarray, header: Header, in_voxels: bool = True) -> float:
+    """How far apart the corners of the grid are at most, in voxels or millimetres."""
+    shape = _grid(header)
+    corners = np.array([*np.ndindex(2, 2, 2)]) * (np.array(shape) - 1)
+    apart = (one[:, :3] - other[:, :3]) @ corners.T + (one[:, 3] - other[:, 3])[:, None]
+    size = np.linalg.norm(one[:, :3], axis=0).min() if in_voxels else 1.0
+    return float(np.linalg.norm(apart, axis=0).max() / size)
+
+
+def _field(header: Header, field: tuple[int, str]) -> tuple[float, ...]:
+    return struct.unpack_from(header.order + field[1], header.raw, field[0])
 
 
 def copy_placement(source: Path, target: Path) -> bool:
@@ -129,7 +260,7 @@ def _parse(version: int, order: str, raw: bytes) -> Header:
     shape = tuple(max(1, size) for size in dims[1 : 1 + dims[0]])
     # Data begin after the header and four bytes of extension flags at the earliest.
     start = max(int(start), 352 if version == 1 else 544)
-    return Header(version, order, shape, start + math.prod(shape) * bits // 8, raw)
+    return Header(version, order, shape, start, start + math.prod(shape) * bits // 8, raw)
 
 
 def _grid(header: Header) -> tuple[int, ...]:

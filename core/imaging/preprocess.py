@@ -135,9 +135,9 @@ class Place:
         """The likeliest class on the image's grid, without the maps on it ever being in memory.
 
         Peak memory beside the 4 K n bytes of `maps`, for N voxels in the image, n on the network's
-        grid and b bytes per label: 2 b N + 5 n, and 8 bytes for each of `resample.SLAB` voxels
-        (benchmarks/volume_memory.py measures it). A CT of 512 x 512 x 600 at 1.5 mm and 14 classes
-        takes 2.3 GB with the image; preprocessing it, (4 C + 16) N, 3.2 GB.
+        grid and b bytes per label: 2 b N + 5 n, and 8 bytes for each of `resample.SLAB` voxels.
+        With the image and the maps, a CT of 512 x 512 x 600 at 0.8 x 0.8 x 1 mm and 14 classes at
+        1.5 mm takes 2.3 GB at its peak (benchmarks/volume_memory.py).
 
         Args:
             maps: [K, *grid] float32.

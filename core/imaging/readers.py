@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,12 @@ _FORMATS = (
 )
 #: Stands for the suffix of a folder of DICOM files; their names end in anything.
 _DICOM = "DICOM"
+#: Series of at most this share of the largest one's files are scouts, reports and the like.
+_SCOUT_SHARE = 0.25
+#: So many series of a folder are named in a message.
+_LISTED = 6
+#: Geometries of channels agree to this share; NIfTI stores 32-bit numbers.
+_SAME_PLACE = 1e-3
 _LARGEST_LABEL = np.iinfo(np.uint32).max
 
 
@@ -70,6 +77,42 @@ def load_image(path: str | Path, axes: str | None = None) -> Image:
             "Export it again from the program that wrote it.",
         )
     return image
+
+
+def load_channels(paths: Sequence[str | Path]) -> Image:
+    """Reads several files of one grid as the channels of one image, as nnU-Net stores them.
+
+    Args:
+        paths: single-channel images, in the order of the channels.
+
+    Raises:
+        ImageError: a file cannot be read or has channels, or its grid is not that of the first.
+    """
+    images = [load_image(path) for path in paths]
+    first = images[0]
+    for path, image in zip(paths, images, strict=True):
+        if "C" in image.axes:
+            raise ImageError(f"'{path}' has {image.channels} channels; one is expected.")
+        if image.array.shape != first.array.shape or image.axes != first.axes:
+            raise ImageError(
+                f"'{path}' has the shape {image.array.shape}, but '{paths[0]}' "
+                f"{first.array.shape}: they are no channels of one image.",
+                "Resample it to the grid of the first channel.",
+            )
+        here, there = (
+            [*one.spacing, *one.origin, *one.direction.ravel()] for one in (image, first)
+        )
+        if not np.allclose(here, there, rtol=_SAME_PLACE, atol=_SAME_PLACE):
+            raise ImageError(
+                f"'{path}' and '{paths[0]}' lie in different places: they are no channels of one "
+                "image.",
+                "Resample it to the grid of the first channel.",
+            )
+    channel = int("T" in first.axes)
+    array = np.stack([image.array for image in images], channel)
+    joined = first.with_array(array, first.axes[:channel] + "C" + first.axes[channel:])
+    notes = tuple(dict.fromkeys(note for image in images for note in image.notes))
+    return replace(joined, notes=notes)
 
 
 def load_dicom(path: str | Path) -> list[Image]:
@@ -154,11 +197,28 @@ def _load(path: str | Path, axes: str | None, palette_numbers: bool) -> Image:
 
 
 def _only_series(folder: Path, axes: str | None) -> Image:
-    series = itk.dicom_series(folder)
-    if len(series) != 1:
-        found = f"{len(series)} DICOM series" if series else "no DICOM images"
-        raise ImageError(f"'{folder}' holds {found}.", "Choose a folder with the slices of one.")
-    return itk.read_dicom(series[0], axes, folder.name, folder)
+    series = sorted(itk.dicom_series(folder), key=len, reverse=True)
+    if not series:
+        raise ImageError(
+            f"'{folder}' holds no DICOM images.", "Choose a folder with the slices of a series."
+        )
+    largest, *others = series
+    if others and len(others[0]) > _SCOUT_SHARE * len(largest):
+        listed = "; ".join(itk.describe_series(files) for files in series[:_LISTED])
+        more = "; ..." if len(series) > _LISTED else ""
+        raise ImageError(
+            f"'{folder}' holds {len(series)} DICOM series: {listed}{more}.",
+            "Put the files of the one that you mean into a folder of their own.",
+        )
+    image = itk.read_dicom(largest, axes, folder.name, folder)
+    if not others:
+        return image
+    left = "; ".join(itk.describe_series(files) for files in others[:_LISTED])
+    note = (
+        f"'{folder}' holds {len(series)} DICOM series; the largest was read "
+        f"({itk.describe_series(largest)}), not: {left}."
+    )
+    return replace(image, notes=(*image.notes, note))
 
 
 @contextlib.contextmanager

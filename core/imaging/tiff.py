@@ -9,6 +9,7 @@ import re
 import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     import tifffile
 
 SUFFIXES = (".tif", ".tiff", ".ome.tif", ".ome.tiff", ".btf", ".tf8")
-_LOG = logging.getLogger(__name__)
 #: Held while tifffile's log is listened to: its switches are shared by all threads.
 _LISTENING = threading.Lock()
 
@@ -79,8 +79,7 @@ def read_tiff(path: Path, axes: str | None, name: str) -> Image:
 
     with _damage_noticed(path), tifffile.TiffFile(path) as tif:
         series = tif.series[0]
-        if len(tif.series) > 1:
-            _LOG.warning("'%s' holds %d images; the first is used.", path, len(tif.series))
+        several = len(tif.series)
         _check_colour_space(series.keyframe, path)
         array, found = series.asarray(), _named_samples(series)
         size = _ome_size(tif) or _imagej_size(tif) or _tag_size(series.keyframe)
@@ -91,7 +90,7 @@ def read_tiff(path: Path, axes: str | None, name: str) -> Image:
         if len(axes.strip()) < array.ndim:
             array = array.squeeze() if array.squeeze().ndim == len(axes.strip()) else array
         axes = check_axes(axes, array.shape, f"'{path}'")
-    return Image.from_array(
+    image = Image.from_array(
         array,
         axes,
         spacing=[_distance(size, letter) for letter in spatial_axes(axes)],
@@ -100,6 +99,8 @@ def read_tiff(path: Path, axes: str | None, name: str) -> Image:
         name=name,
         path=path,
     )
+    note = f"'{path}' holds {several} images; the first was read."
+    return replace(image, notes=(note,)) if several > 1 else image
 
 
 @contextlib.contextmanager

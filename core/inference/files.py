@@ -236,15 +236,20 @@ def load_input(
     """Read an image, or one channel of it.
 
     Args:
-        path: the file, or the folder of a DICOM series.
+        path: the file, or the folder of a DICOM series. For a model of several channels the file
+            `case_0000.*` stands for all of `case_0000.*`, `case_0001.*`, ... (nnU-Net's names).
         config: of the model that it is for.
         axes: as for `load_image`.
         channel: name or number.
         note: told what the user may not expect.
     """
     from tttunet.imaging import load_image
+    from tttunet.imaging.readers import load_channels
 
-    image = load_image(path, axes)
+    files = _channel_files(path, config)
+    image = load_channels(files) if len(files) > 1 else load_image(path, axes)
+    for text in image.notes:
+        note(text)
     if channel is not None:
         return image.select_channel(channel)
     if config.plan.channels == "rgb" and image.channels == 3 and not image.rgb:
@@ -253,6 +258,17 @@ def load_input(
             "--channel chooses one of them."
         )
     return image
+
+
+def _channel_files(path: Path, config: ModelConfig) -> list[Path]:
+    """`case_0000.nii.gz` and the further channels beside it, if the model takes so many."""
+    count, first = config.network.input_channels, "_0000"
+    stem, suffix = image_stem(path), path.name[len(image_stem(path)) :]
+    if count == 1 or config.plan.channels != "as_is" or not stem.endswith(first) or path.is_dir():
+        return [path]
+    base = stem.removesuffix(first)
+    files = [path.with_name(f"{base}_{number:04d}{suffix}") for number in range(count)]
+    return files if all(file.is_file() for file in files) else [path]
 
 
 def segment_file(

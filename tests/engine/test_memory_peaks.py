@@ -7,11 +7,13 @@ import gc
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tttunet.engine.memory import Estimate, estimate
 from tttunet.imaging import Image
+from tttunet.imaging.preprocess import place_of
 from tttunet.inference.segment import segment
 from tttunet.models.config import Card, InstanceDecoding, Label, ModelConfig, Plan
 from tttunet.models.model import Model
@@ -81,3 +83,31 @@ def without_files(need: Estimate, config: ModelConfig, shape: tuple[int, ...]) -
     """The image and the labels in the exchange folder are not this process's."""
     label_bytes = 4 if config.task == "instance" else 1
     return need.host - math.prod(shape) * (1 + label_bytes)
+
+
+@pytest.mark.parametrize(("spacing", "keep"), [((3.0, 1.0, 1.0), False), ((1.0, 0.6, 0.6), True)])
+def test_estimate_is_near_the_peak_on_another_grid(spacing, keep):
+    model = model_of(3, "semantic", (16, 32), 1)
+    plan = model.config.plan.model_copy(
+        update={"spacing": (1.0, 1.0, 1.0), "unit": "millimeter", "orientation": "RAS"}
+    )
+    model.config = model.config.model_copy(update={"plan": plan})
+    options = {"spacing": spacing, "unit": "millimeter"}
+    small = Image.from_array(noise((24, 64, 64)), "ZYX", **options)
+    segment(small, model, device="cpu", tile=(64, 64, 64))
+    image = Image.from_array(noise((60, 160, 160)), "ZYX", **options)
+    place, _ = place_of(image.spatial_shape, spacing, image.direction, image.unit, plan)
+    kept: list[np.ndarray | None] = []
+    maps_done = (lambda index, maps: kept.append(maps)) if keep else None
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    segment(image, model, device="cpu", tile=(64, 64, 64), maps_done=maps_done)
+    peak = status("VmHWM") - before
+    need = estimate(
+        model.config, image.spatial_shape, tile=(64, 64, 64), place=place, keep_maps=keep
+    )
+    needed = without_files(need, model.config, image.spatial_shape)
+    print(f"{spacing} {place.grid}: {peak / 1e6:.0f} MB, {needed / 1e6:.0f} MB estimated")
+    assert 0.85 * peak < needed < 2 * peak

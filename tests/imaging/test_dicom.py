@@ -51,10 +51,40 @@ def test_several_series_and_single_files(tmp_path: Path) -> None:
     first, *_ = write_series(tmp_path, volume(3), number=2)
     assert [x.array.shape[0] for x in load_dicom(tmp_path)] == [6, 3]
     assert [x.name for x in load_dicom(tmp_path)] == [f"{tmp_path.name}-1", f"{tmp_path.name}-2"]
-    with pytest.raises(ImageError, match="holds 2 DICOM series"):
+    with pytest.raises(ImageError, match=r"holds 2 DICOM series: 6 files, CT; 3 files, CT\."):
         load_image(tmp_path)
     (single,) = load_dicom(first)
     assert (single.axes, single.array.shape) == ("ZYX", (1, 5, 4))
+
+
+def test_a_scout_beside_the_series_is_left_out_and_told(tmp_path: Path) -> None:
+    write_series(tmp_path, volume(2), number=1)
+    write_series(tmp_path, volume(8), number=2)
+    image = load_image(tmp_path)
+    assert image.array.shape[0] == 8
+    (note,) = image.notes
+    assert "the largest was read (8 files, CT), not: 2 files, CT." in note
+
+
+def test_values_are_rescaled(tmp_path: Path) -> None:
+    tags = {"0028|1052": "-1024", "0028|1053": "1", "0028|1054": "HU"}
+    first, *_ = write_series(tmp_path, volume(), tags=tags)
+    # The writer stores v + 1024, so only a reader that rescales finds v again.
+    stored = np.frombuffer(first.read_bytes()[-40:], "<i2")
+    np.testing.assert_array_equal(stored - 1024, sitk.GetArrayFromImage(volume())[0].ravel())
+    image = load_image(tmp_path)
+    np.testing.assert_array_equal(image.array, sitk.GetArrayFromImage(volume()))
+    assert not image.notes
+
+
+def test_several_frames_in_one_file(tmp_path: Path) -> None:
+    picture = sitk.Cast(volume() + 60, sitk.sitkUInt16)
+    picture.SetMetaData("0008|0016", "1.2.840.10008.5.1.4.1.1.7.3")
+    (tmp_path / "frames").mkdir()
+    sitk.WriteImage(picture, str(tmp_path / "frames" / "all.dcm"))
+    image = load_image(tmp_path / "frames")
+    assert image.axes == "ZYX"
+    np.testing.assert_array_equal(image.array, sitk.GetArrayFromImage(picture))
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
 
 from dicom_files import write_series
+from tiny import make_config
 from tttunet.errors import ImageError, OutputError
-from tttunet.inference.files import expand_inputs, plan_jobs
+from tttunet.inference.files import expand_inputs, load_input, plan_jobs
 
 
 def touch(folder: Path, *names: str) -> list[Path]:
@@ -154,3 +156,24 @@ def test_complete_needs_every_file(tmp_path: Path):
     (labels,) = plan_jobs(sources, str(tmp_path / "out"), existing="skip")
     (both,) = plan_jobs(sources, str(tmp_path / "out"), existing="skip", table=True)
     assert (labels.complete, both.complete) == (True, False)
+
+
+def test_files_of_one_case_are_channels_and_notes_are_told(tmp_path: Path) -> None:
+
+    for number in range(2):
+        picture = sitk.GetImageFromArray(np.full((3, 4, 5), number, np.int16))
+        sitk.WriteImage(picture, str(tmp_path / f"case_000{number}.nii.gz"))
+    config = make_config(3, "semantic")
+    network = config.network.model_copy(update={"input_channels": 2})
+    heard: list[str] = []
+    path = tmp_path / "case_0000.nii.gz"
+    both = load_input(path, config.model_copy(update={"network": network}), note=heard.append)
+    assert (both.axes, both.array[:, 0, 0, 0].tolist()) == ("CZYX", [0, 1])
+    assert load_input(path, config).axes == "ZYX"
+    assert heard == []
+    with tifffile.TiffWriter(tmp_path / "two.tif") as tif:
+        tif.write(np.zeros((5, 6), np.uint8))
+        tif.write(np.zeros((3, 4), np.uint8))
+    load_input(tmp_path / "two.tif", config, note=heard.append)
+    assert len(heard) == 1
+    assert "holds 2 images" in heard[0]
