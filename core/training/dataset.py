@@ -94,7 +94,8 @@ def open_dataset(path: str | Path) -> Dataset:
     Raises:
         DatasetError: the description or a file is missing, or they do not fit together.
     """
-    dataset, problems = survey(path)
+    dataset, found = survey(path)
+    problems = [problem for problem in found if problem.fatal]
     if problems:
         more = len(problems) - 1
         hint = f"There are {more} more such problems: `tttunet check` lists them." if more else ""
@@ -159,6 +160,8 @@ def _survey_plain(folder: Path, description: Mapping[str, Any]) -> tuple[Dataset
                 cases.append(Case(name, (images[name],), labels[name], group, modality))
         return cases
 
+    for name in sorted(labels.keys() - images.keys()):
+        problems.append(Problem(name, f"{labels[name]} has no image and is not used.", False))
     split = description.get("split")
     if split is None:
         cases = split_cases(found(sorted(images)))
@@ -230,7 +233,7 @@ def checked(
     dataset: Dataset, problems: list[Problem], folder: Path
 ) -> tuple[Dataset, list[Problem]]:
     """The data set and its problems, of which having no cases is one."""
-    if not dataset.cases["train"] and not problems:
+    if not dataset.cases["train"] and not any(problem.fatal for problem in problems):
         problems.append(Problem(str(folder), f"{folder} has no training cases."))
     return dataset, problems
 

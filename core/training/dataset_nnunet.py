@@ -57,12 +57,11 @@ def survey_nnunet(folder: Path, description: Mapping[str, Any]) -> tuple[Dataset
         if not missing:
             cases.append(Case(name, tuple(folder / "imagesTr" / file for file in files), label))
     for file in sorted(images - used):
-        if re.search(r"_\d{4}$", file.removesuffix(ending)):
-            path = folder / "imagesTr" / file
-            problems.append(Problem(file, f"{path} has no label, or too high a channel number."))
-        else:
-            text = f"{folder / 'imagesTr' / file} lacks the number of its channel (_0000)."
-            problems.append(Problem(file, text))
+        why = "it has no label, or too high a channel number"
+        if not re.search(r"_\d{4}$", file.removesuffix(ending)):
+            why = "its name lacks the number of the channel (_0000)"
+        text = f"{folder / 'imagesTr' / file} is not used: {why}."
+        problems.append(Problem(file, text, False))
     dataset = Dataset(
         dim=_dim(cases, ending),
         task="semantic",

@@ -51,7 +51,6 @@ def test_everything_at_once(balls):
         "v2",
         "v3",
         "v4",
-        "stray_0000.nii.gz",
     }
     for name, text in (
         ("v0", "is missing"),
@@ -59,7 +58,7 @@ def test_everything_at_once(balls):
         ("v2", "differ in spacing: 2 x 1 x 1, 2 x 1 x 1.5"),
         ("v3", "damaged"),
         ("v4", "differ in shape: 12 x 24 x 24, 11 x 24 x 24"),
-        ("stray_0000.nii.gz", "has no label"),
+        ("stray_0000.nii.gz", "not used: it has no label"),
     ):
         assert text in found[name][0][1], found[name]
 
@@ -110,6 +109,8 @@ def test_channels_and_dimensions(balls):
     found = problems(balls)
     assert list(found) == ["v1_0001.nii.gz"]
     assert "too high a channel number" in found["v1_0001.nii.gz"][0][1]
+    (balls / "imagesTr" / "v2_0000.nii.gz").rename(balls / "imagesTr" / "v2.nii.gz")
+    assert "lacks the number of the channel" in problems(balls)["v2.nii.gz"][0][1]
 
 
 def test_nothing_labelled(balls):

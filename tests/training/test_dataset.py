@@ -10,7 +10,7 @@ from PIL import Image as PillowImage
 
 from tttunet.errors import DatasetError
 from tttunet.models.config import Plan
-from tttunet.training.dataset import open_dataset
+from tttunet.training.dataset import open_dataset, survey
 from tttunet.training.folds import with_fold
 from tttunet.training.prepare import IGNORE, prepare
 
@@ -90,6 +90,14 @@ def test_own_layout_splits_by_group(cells):
     assert len(groups["val"]) == 1
     assert not groups["train"] & groups["val"]
     assert open_dataset(cells) == dataset
+
+
+def test_labels_without_image_are_not_used(cells):
+    (cells / "images" / "c4.png").unlink()
+    dataset, problems = survey(cells)
+    assert [(problem.where, problem.fatal) for problem in problems] == [("c4", False)]
+    assert open_dataset(cells) == dataset
+    assert sum(map(len, dataset.cases.values())) == 5
 
 
 def test_given_split_and_modality(cells):
