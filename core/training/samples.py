@@ -242,7 +242,7 @@ def _on_network_grid(sample: Sample, config: ModelConfig) -> tuple[Sample, np.nd
     """A sample turned, cropped and resampled as the model wants it; [C, *spatial] normalised.
 
     Raises:
-        DatasetError: the model resamples slices, and only a part of a volume's slices is labelled.
+        DatasetError: the image has other axes than the network, or the labels another shape.
     """
     image = _image_of(sample)
     if image.ndim_spatial != config.network.dim or "T" in image.axes:
@@ -253,7 +253,13 @@ def _on_network_grid(sample: Sample, config: ModelConfig) -> tuple[Sample, np.nd
         )
     bounds = sample.bounds or tuple((0, n) for n in image.spatial_shape)
     labels = np.full(image.spatial_shape, IGNORE, np.int32)
-    labels[tuple(slice(*pair) for pair in bounds)] = sample.labels
+    part = labels[tuple(slice(*pair) for pair in bounds)]
+    if part.shape != sample.labels.shape:
+        raise DatasetError(
+            f"The labels of '{sample.name}' have the shape {sample.labels.shape}, their part of "
+            f"the image {part.shape}."
+        )
+    part[...] = sample.labels
     prepared = preprocess(image, config.plan, config.network.input_channels)
     moved = prepared.place.to_network_labels(labels)
     return replace(sample, image=prepared.array, labels=moved, bounds=None), prepared.array

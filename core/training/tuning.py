@@ -161,7 +161,7 @@ def score_model(
     *,
     mirror: bool = False,
 ) -> dict[str, Any]:
-    """Scores on validation images, all together and per modality, for the model's card.
+    """Scores on validation images on the network's grid, all together and per modality.
 
     Args:
         mirror: with test-time augmentation.

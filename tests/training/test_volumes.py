@@ -153,6 +153,8 @@ def test_samples_for_fine_tuning_are_brought_to_the_same_grid(balls):
     known = np.flatnonzero((label != IGNORE).any((1, 2)))
     # Three slices of 4 mm are six of 2 mm.
     assert known[-1] - known[0] + 1 == 6
+    with pytest.raises(DatasetError, match="shape"):
+        to_cases([replace(part, bounds=((2, 4), (0, 24), (0, 24)))], config)
     flat = config.model_copy(update={"network": uniform_config(2, 1, 2, (4, 8))})
     with pytest.raises(DatasetError, match="grid of its own"):
         to_cases(samples, flat)
