@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -25,7 +25,6 @@ from tttunet.training.plan.topology import (
 )
 
 ConfigurationName = Literal["2d", "3d_fullres", "3d_lowres"]
-CONFIGURATIONS: tuple[ConfigurationName, ...] = get_args(ConfigurationName)
 
 #: Percentile of the spacings that an anisotropic axis gets, instead of the median. It is one if it
 #: is `ANISOTROPY` times coarser than the others, and as many times shorter.
@@ -62,15 +61,11 @@ class Budget:
     base_features: int
     most_features: tuple[int, int] = (512, 320)
 
-    @property
-    def name(self) -> str:
-        return f"{self.gigabytes:g} GB, {self.base_features} features"
-
 
 #: nnU-Net's default, for a GPU.
 GPU = Budget(8.0, 32)
-#: For training on a few CPU cores. Memory is not what is short there but arithmetic: a step of
-#: this size takes seconds where nnU-Net's default would take minutes.
+#: For training on a few CPU cores: memory is not what is short there but arithmetic, so patch and
+#: network are smaller.
 CPU = Budget(0.25, 16, (256, 256))
 
 
