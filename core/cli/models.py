@@ -94,13 +94,16 @@ def _card_lines(entry: ModelEntry, config: ModelConfig) -> list[tuple[str, str]]
     card, network, plan = config.card, config.network, config.plan
     weights = config.weights
     labels = ", ".join(f"{label.value} {label.name}" for label in config.labels)
+    rules = ", ".join(rule.scheme for rule in plan.intensities or ()) or plan.normalisation
+    voxels = " x ".join(f"{size:g}" for size in plan.spacing or ())
     return [
         ("name", f"{config.name} {config.version}"),
         ("title", card.title),
         ("description", card.description),
         ("task", f"{config.task}, {network.dim}D"),
         ("labels", labels),
-        ("input", f"{network.input_channels} channels, {plan.channels}, {plan.normalisation}"),
+        ("input", f"{network.input_channels} channels, {plan.channels}, {rules}"),
+        ("voxels", f"{voxels} {plan.unit or ''}".strip() if voxels else ""),
         ("network", f"{network.architecture}, {network.flavour}, features {network.features}"),
         ("TTT layers", "none" if network.ttt is None else f"{network.placement}"),
         ("patch", " x ".join(str(n) for n in plan.patch_size)),

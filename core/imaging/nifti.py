@@ -31,6 +31,9 @@ _TIME_STEP = (92, "f")
 _CODES, _QUATERNION, _MATRIX = (252, "2h"), (256, "6f"), (280, "12f")
 #: Two descriptions of a grid agree if no corner of it moves by more voxels than this.
 _AGREE = 0.1
+#: The sform's code for the coordinates of the scanner; others are those of a template or another
+#: image.
+_SCANNER = 1
 #: ITK takes a grid for bent from about here on.
 _BENT = 1e-3
 #: A grid may be bent straight if no corner moves by more voxels than this.
@@ -124,9 +127,9 @@ def placement(header: Header) -> Placement:
 def check_placement(path: Path) -> tuple[str, ...]:
     """What is odd about where a volume lies, and what is done about it, in sentences.
 
-    The sform counts where there is one, as in ITK; if its axes are not at right angles, the qform
-    takes its place, and without one the sform is straightened (see `straightened`). Mirrored grids
-    (a negative determinant) are no oddity: their direction is kept as it is.
+    As in ITK, the sform counts where its code says that it is the scanner's and its axes are at
+    right angles, else the qform, if there is one. A sform alone is straightened if need be (see
+    `straightened`). Mirrored grids (a negative determinant) are no oddity: they stay mirrored.
     """
     header = read_header(path)
     if len(header.shape) < 3 or header.version != 1:
@@ -136,7 +139,13 @@ def check_placement(path: Path) -> tuple[str, ...]:
         return (f"'{path}' does not say how it is oriented; its axes are taken for LPS.",)
     bent = s is not None and _moved(s, _straight(s), header) > _BENT
     if q is not None and s is not None and _moved(s, q, header) > _AGREE:
-        used = "qform, because the axes of the sform are not at right angles" if bent else "sform"
+        scanner = _field(header, _CODES)[1] == _SCANNER
+        reason = (
+            "the axes of the sform are not at right angles"
+            if bent
+            else "the sform is not the scanner's"
+        )
+        used = "sform" if scanner and not bent else f"qform, because {reason}"
         millimeters = _moved(s, q, header, in_voxels=False)
         return (
             f"'{path}' says twice where it lies, and the two (sform and qform) are up to "

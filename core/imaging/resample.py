@@ -307,13 +307,14 @@ def _between(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For positions of `count`: the two of `length` (less `begin`) around each, and the share of
     the second."""
-    places = (np.arange(target.start, target.stop) + 0.5) * (length / count) - 0.5
     if coarse:
-        places = np.floor(places + 0.5)
-    places = np.clip(places, 0, length - 1)
+        low = nearest(length, count)[target] - begin
+        return low, low, np.zeros(len(low), np.float32)
+    places = (np.arange(target.start, target.stop) + 0.5) * (length / count) - 0.5
+    # Rounded, so that a position on a voxel never asks for the next one, which may be outside.
+    places = np.clip(np.round(places, 9), 0, length - 1)
     low = places.astype(np.intp)
     high = np.minimum(low + 1, length - 1)
     share = (places - low).astype(np.float32)
-    # A neighbour without a share may lie outside of the part.
     high = np.where(share > 0, high, low)
     return low - begin, high - begin, share

@@ -71,11 +71,16 @@ def test_two_descriptions_that_disagree(tmp_path: Path) -> None:
     (note,) = image.notes
     assert "sform and qform" in note
     assert "6.93 mm apart; what counts is the sform" in note
-    image = load_image(nifti(tmp_path / "b.nii", sheared(1.0)))
-    assert image.origin == (7, -6, -5)
-    (note,) = image.notes
-    assert "what counts is the qform, because" in note
-    assert not load_image(nifti(tmp_path / "c.nii")).notes
+    for name, options, reason in (
+        ("b", {"sform": moved(4), "scode": 4}, "the sform is not the scanner's"),
+        ("c", {"sform": moved(4), "scode": 2, "qcode": 2}, "the sform is not the scanner's"),
+        ("d", {"sform": sheared(1.0)}, "the axes of the sform are not at right angles"),
+    ):
+        image = load_image(nifti(tmp_path / f"{name}.nii", **options))
+        assert image.origin == (7, -6, -5)  # the qform
+        (note,) = image.notes
+        assert f"what counts is the qform, because {reason}" in note
+    assert not load_image(nifti(tmp_path / "e.nii")).notes
 
 
 def test_no_description_at_all(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from skimage.transform import resize
 
 from tttunet.imaging import resample
@@ -85,6 +87,28 @@ def test_the_likeliest_class_needs_no_maps(old, new, coarse, monkeypatch):
     assert found.dtype == np.uint8
     # In slabs the positions are summed from other numbers, so a tie may fall the other way.
     assert (found != expected).mean() < 1e-3
+
+
+lengths = st.tuples(*[st.integers(1, 14)] * 3)
+
+
+@settings(max_examples=80, deadline=None)
+@given(old=lengths, new=lengths, coarse=st.sampled_from((None, 0, 1, 2)), seed=st.integers(0, 99))
+def test_any_sizes_agree(old, new, coarse, seed):
+    rng = np.random.default_rng(seed)
+    maps = rng.random((3, *old)).astype(np.float32) ** 8  # peaks: boxes are much smaller
+    maps /= maps.sum(0)
+    whole = resample_maps(maps, new, coarse)
+    np.testing.assert_allclose(whole[0], by_slices(maps[0], new, coarse, 1), atol=1e-5)
+    found = likeliest(maps, new, coarse, np.arange(3))
+    first, second = np.sort(whole, 0)[:0:-1]
+    sure = first - second > 1e-5
+    np.testing.assert_array_equal(found[sure], whole.argmax(0)[sure])
+    labels = maps.argmax(0)
+    again = resample_labels(labels, new, coarse)
+    for value in (1, 2):
+        mask = resample_maps((labels == value)[None].astype(np.float32), new, coarse)[0]
+        assert (again[(mask > 0.5 + 1e-6)] == value).all()
 
 
 def test_nothing_is_copied_where_the_shape_stays():
