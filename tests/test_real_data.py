@@ -75,6 +75,24 @@ def test_volumes_are_trained_on_and_segmented_on_their_own_grid(hippocampus, tmp
 
 
 @pytest.mark.slow
+def test_the_recipe_for_the_hippocampus_learns(hippocampus, tmp_path):
+    losses = []
+    model = tttunet.train(
+        hippocampus,
+        tmp_path / "training",
+        recipe="hippocampus-mr",
+        steps=12,
+        device="cpu",
+        listener=lambda event: losses.append(event.loss) if event.kind == "step" else None,
+    )
+    assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.1
+    plan = model.config.plan
+    assert (plan.patch_size, plan.spacing) == ((40, 56, 40), (1.0, 1.0, 1.0))
+    assert [rule.scheme for rule in plan.intensities] == ["zscore"]
+    assert model.config.labels[0].name == "anterior hippocampus"
+
+
+@pytest.mark.slow
 def test_the_shipped_model_on_real_nuclei(data_dir):
     folder = data_dir / "nuclei_dsb2018"
     if not folder.is_dir():

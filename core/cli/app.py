@@ -13,6 +13,7 @@ import typer
 
 from tttunet.cli.batch import batch
 from tttunet.cli.bench import bench_app
+from tttunet.cli.check import check
 from tttunet.cli.console import show_error
 from tttunet.cli.convert import convert
 from tttunet.cli.demo import demo
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.command()(segment)
 app.command()(batch)
+app.command()(check)
 app.command()(train)
 app.command()(finetune)
 app.command()(evaluate)

@@ -41,7 +41,9 @@ def train(
     dataset: Annotated[
         Path,
         typer.Argument(
-            metavar="DATASET", help="A folder with a dataset.json.", callback=options.user_path
+            metavar="DATASET",
+            help="A folder with a dataset.json, or a CSV file of pairs.",
+            callback=options.user_path,
         ),
     ],
     output: Annotated[
@@ -58,7 +60,8 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME_OR_PATH",
-            help="A shipped recipe (nuclei) or a JSON file (default: planned from the data).",
+            help="A shipped recipe (nuclei, hippocampus-mr) or a JSON file (default: planned from "
+            "the data).",
         ),
     ] = None,
     name: Annotated[
@@ -71,6 +74,27 @@ def train(
             metavar="MODEL",
             help="Start from the weights, the network and the plan of a model.",
         ),
+    ] = None,
+    configuration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Classes in volumes: 3d_fullres (default), or 3d_lowres where it is planned.",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Network and patch of the paper's Table 6, such as abdomen-ct-3d or microscopy.",
+        ),
+    ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(min=2, help="Cross-validation: hold out one of so many parts of all cases."),
+    ] = None,
+    fold: Annotated[
+        int | None, typer.Option(min=0, help="Which part, from 0 (with --folds).")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="End after so many steps.")] = None,
     max_minutes: Annotated[
@@ -118,8 +142,10 @@ def train(
 
     DATASET has images/NAME.* and labels/NAME.* and a dataset.json with the
     keys task (instance or semantic), dim (2 or 3) and classes, or is an
-    nnU-Net v2 raw data set. Network, patch size and preprocessing are planned
-    from the data; a recipe or the options below change them.
+    nnU-Net v2 raw data set, or a CSV file with the columns image and label.
+    tttunet check finds what is wrong with it. Network, patch size and
+    preprocessing are planned from the data; a recipe or the options below
+    change them.
 
     OUTPUT receives model/ (the best model so far), loss.png and history.jsonl
     (the curve). Ctrl-C saves a checkpoint; --resume goes on from it.
@@ -131,7 +157,10 @@ def train(
     tttunet train my-cells/ -o runs/tuned --from nuclei --steps 500
     tttunet train nuclei_dsb2018/ -o runs/nuclei --recipe nuclei
     tttunet train nuclei_dsb2018/ -o runs/no-ttt --recipe nuclei --no-ttt
+    tttunet train Dataset001_Liver/ -o runs/liver-0 --folds 5 --fold 0
     """
+    if fold is not None and folds is None:
+        raise typer.BadParameter("--fold needs --folds.")
     fields = {
         "batch_size": batch_size,
         "learning_rate": learning_rate,
@@ -139,6 +168,8 @@ def train(
         "validate_every": validate_every,
         "precision": None if precision is None else precision.value,
         "workers": workers,
+        "folds": folds,
+        "fold": fold,
     }
     overrides: dict[str, dict[str, Any]] = {
         "train": {field: value for field, value in fields.items() if value is not None}
@@ -159,6 +190,8 @@ def train(
                 max_minutes=max_minutes,
                 overrides=overrides,
                 start=start,
+                configuration=configuration,
+                preset=preset,
                 device=device,
                 resume=resume,
                 overwrite=overwrite,

@@ -20,6 +20,7 @@ from tttunet.imaging.preprocess import Prepared, frames, preprocess
 from tttunet.inference.accelerate import accelerated
 from tttunet.inference.adapting import LossMaps
 from tttunet.inference.allocator import tune_allocator
+from tttunet.inference.components import keep_largest
 from tttunet.inference.device import pick_device
 from tttunet.inference.instances import decode_instances
 from tttunet.inference.regrid import labels_on_image, maps_on_image
@@ -156,6 +157,7 @@ def segment(
             maps_done=None if maps_done is None else _at(maps_done, when),
             options=options,
         ):
+            found = keep_largest(found, config.plan.keep_largest)
             highest = place_labels(labels, (*when, *index), found, config, highest)
     settings = {
         "device": str(target),

@@ -61,6 +61,8 @@ class Plan(StrictModel):
         crop: `nonzero` cuts the box around everything that is not zero in all channels.
         decoding: only for instance models.
         mirror_axes: axes (of the spatial axes) that test-time augmentation may flip.
+        keep_largest: groups of labels of which only the largest connected component is kept, each
+            group as one mask (see `inference.components`).
     """
 
     patch_size: tuple[int, ...]
@@ -75,6 +77,7 @@ class Plan(StrictModel):
     crop: Literal["none", "nonzero"] = "none"
     decoding: InstanceDecoding | None = None
     mirror_axes: tuple[int, ...] = ()
+    keep_largest: tuple[tuple[int, ...], ...] = ()
 
     @model_validator(mode="after")
     def _geometry(self) -> Plan:

@@ -40,6 +40,8 @@ class TrainConfig(StrictModel):
         patience: validations in a row without a better score that end the training; None: any
             number.
         augment: see `AugmentConfig`; None: nnU-Net's for the patch size.
+        folds: parts of a cross-validation; None: the data set's own split.
+        fold: the part that is held out, from 0.
     """
 
     batch_size: int = Field(4, ge=1)
@@ -64,3 +66,5 @@ class TrainConfig(StrictModel):
     blend: float = Field(1.0, gt=0, le=1)
     patience: int | None = Field(None, ge=1)
     augment: AugmentConfig | None = None
+    folds: int | None = Field(None, ge=2)
+    fold: int = Field(0, ge=0)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from tttunet.errors import DatasetError
-from tttunet.imaging.readers import image_stem, load_labels
+from tttunet.imaging.readers import image_stem
 
 Split = Literal["train", "val"]
 Task = Literal["instance", "semantic"]
@@ -45,6 +45,8 @@ class Dataset:
         classes: number to name, foreground only; {1: name} for instances.
         ignore: number of unlabelled pixels in the label files, or None.
         cases: by split; `val` may be empty if the data set says so.
+        channels: names of the images' channels ("CT", "T1"), empty where they have none.
+        merged: numbers in the label files that stand for another class, of data sets with regions.
     """
 
     name: str
@@ -56,37 +58,76 @@ class Dataset:
     source: str
     cases: dict[Split, list[Case]]
     ignore: int | None = None
+    channels: tuple[str, ...] = ()
+    merged: dict[int, int] = field(default_factory=dict)
 
 
-def open_dataset(folder: str | Path) -> Dataset:
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a data set.
+
+    Attributes:
+        where: the file, or the name of the case.
+        text: one sentence.
+        fatal: whether training is refused.
+    """
+
+    where: str
+    text: str
+    fatal: bool = True
+
+
+def open_dataset(path: str | Path) -> Dataset:
     """Read a data set's description and find its files.
 
-    Two layouts are known, both with a `dataset.json`:
+    Three layouts are known:
 
-    - `images/NAME.*` and `labels/NAME.*`; keys `task`, `dim`, `classes` and optionally `split`
-      (lists of names), `group` or `case`, and `image_modality` (by name);
-    - nnU-Net v2 raw data: `imagesTr/NAME_0000.ext` and `labelsTr/NAME.ext`; integer labels,
-      `ignore` included.
+    - a folder with `images/NAME.*`, `labels/NAME.*` and a `dataset.json` with `task`, `dim`,
+      `classes` and optionally `split` (lists of names), `group` or `case`, and `image_modality`
+      (by name), `channel_names`;
+    - nnU-Net v2 raw data: `imagesTr/NAME_0000.ext`, `labelsTr/NAME.ext` and its `dataset.json`,
+      regions and `ignore` included;
+    - a table of pairs as a CSV file, see `dataset_table`.
 
     Where no split is given, a fifth of the groups is held out, always the same ones.
 
     Raises:
         DatasetError: the description or a file is missing, or they do not fit together.
     """
-    folder = Path(folder)
-    description = _read_description(folder)
-    if (folder / "imagesTr").is_dir() or "channel_names" in description:
-        return _open_nnunet(folder, description)
+    dataset, found = survey(path)
+    problems = [problem for problem in found if problem.fatal]
+    if problems:
+        more = len(problems) - 1
+        hint = f"There are {more} more such problems: `tttunet check` lists them." if more else ""
+        raise DatasetError(problems[0].text, hint)
+    return dataset
+
+
+def survey(path: str | Path) -> tuple[Dataset, list[Problem]]:
+    """A data set as far as its files are there, and what is missing; no image is read.
+
+    Raises:
+        DatasetError: the description is missing, or makes no sense.
+    """
+    from tttunet.training.dataset_nnunet import survey_nnunet
+    from tttunet.training.dataset_table import survey_table
+
+    folder = Path(path)
+    if folder.suffix.lower() == ".csv":
+        return survey_table(folder)
+    description = read_description(folder / DESCRIPTION)
+    if (folder / "imagesTr").is_dir() or "file_ending" in description:
+        return survey_nnunet(folder, description)
     if (folder / "images").is_dir():
-        return _open_plain(folder, description)
+        return _survey_plain(folder, description)
     raise DatasetError(
         f"{folder} has neither images/ nor imagesTr/.",
         "Put images into images/ and labels of the same names into labels/.",
     )
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
-    path = folder / DESCRIPTION
+def read_description(path: Path) -> dict[str, Any]:
+    """The JSON object in a `dataset.json`."""
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -100,38 +141,101 @@ def _read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
-def _open_plain(folder: Path, description: Mapping[str, Any]) -> Dataset:
-    images = _by_stem(folder / "images")
-    labels = _by_stem(folder / "labels")
+def _survey_plain(folder: Path, description: Mapping[str, Any]) -> tuple[Dataset, list[Problem]]:
+    problems: list[Problem] = []
+    images, labels = (_by_stem(folder / part, problems) for part in ("images", "labels"))
     groups = _by_name(folder, description, "group") or _by_name(folder, description, "case")
     modalities = _by_name(folder, description, "image_modality")
 
-    def case(name: str) -> Case:
-        if name not in images:
-            raise DatasetError(f"Image {name} is missing in {folder / 'images'}.")
-        if name not in labels:
-            raise DatasetError(f"The label of {name} is missing in {folder / 'labels'}.")
-        return Case(name, (images[name],), labels[name], groups.get(name), modalities.get(name))
+    def found(names: Iterable[str]) -> list[Case]:
+        cases = []
+        for name in names:
+            if name not in images:
+                problems.append(Problem(name, f"Image {name} is missing in {folder / 'images'}."))
+            elif name not in labels:
+                text = f"The label of {name} is missing in {folder / 'labels'}."
+                problems.append(Problem(name, text))
+            else:
+                group, modality = groups.get(name), modalities.get(name)
+                cases.append(Case(name, (images[name],), labels[name], group, modality))
+        return cases
 
+    for name in sorted(labels.keys() - images.keys()):
+        problems.append(Problem(name, f"{labels[name]} has no image and is not used.", False))
     split = description.get("split")
     if split is None:
-        cases = _split([case(name) for name in sorted(images)])
+        cases = split_cases(found(sorted(images)))
     elif isinstance(split, dict) and {"train"} <= set(split):
-        cases = {
-            "train": [case(name) for name in split["train"]],
-            "val": [case(name) for name in split.get("val", [])],
-        }
+        cases = {"train": found(split["train"]), "val": found(split.get("val", []))}
     else:
         raise DatasetError(f"`split` in {folder / DESCRIPTION} must have lists `train` and `val`.")
+    dataset = described(folder / DESCRIPTION, description, cases, folder.resolve().name)
+    return checked(dataset, problems, folder)
 
+
+def described(
+    path: Path,
+    description: Mapping[str, Any],
+    cases: dict[Split, list[Case]],
+    name: str,
+) -> Dataset:
+    """The data set of a description with the keys `task`, `dim` and `classes`.
+
+    Args:
+        path: of the description, for messages.
+        description: its content.
+        cases: by split.
+        name: if the description gives none.
+    """
     # Some descriptions add a remark: "semantic (binary)", "2 (serial sections)".
     task = str(description.get("task", "")).split(" ")[0]
     dim = str(description.get("dim", "")).split(" ")[0]
     if task not in ("instance", "semantic"):
-        raise DatasetError(f"`task` in {folder / DESCRIPTION} must be instance or semantic.")
+        raise DatasetError(f"`task` in {path} must be instance or semantic.")
     if dim not in ("2", "3"):
-        raise DatasetError(f"`dim` in {folder / DESCRIPTION} must be 2 or 3.")
-    return _dataset(folder, description, cases, int(dim), task, _classes(folder, description, task))
+        raise DatasetError(f"`dim` in {path} must be 2 or 3.")
+    names = channel_names(description)
+    if not names and dim == "3" and str(description.get("modality", "")).strip() == "CT":
+        names = ("CT",)  # 2D slices are mostly windowed to 8 bits already
+    return Dataset(
+        task="instance" if task == "instance" else "semantic",
+        dim=int(dim),
+        classes=_classes(path, description, task),
+        cases=cases,
+        channels=names,
+        **general(description, name),
+    )
+
+
+def general(description: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Name, title, licence and source of any description."""
+    name = str(description.get("name", name))
+    return {
+        "name": name,
+        "title": str(description.get("title", name)),
+        "licence": str(description.get("licence", description.get("license", "unknown"))),
+        "source": str(description.get("source", description.get("reference", ""))),
+    }
+
+
+def channel_names(description: Mapping[str, Any]) -> tuple[str, ...]:
+    """nnU-Net's `channel_names`: number to name, or a list."""
+    names: Any = description.get("channel_names") or {}
+    if isinstance(names, dict):
+        try:
+            names = [names[key] for key in sorted(names, key=int)]
+        except ValueError:
+            names = list(names.values())
+    return tuple(str(name) for name in names)
+
+
+def checked(
+    dataset: Dataset, problems: list[Problem], folder: Path
+) -> tuple[Dataset, list[Problem]]:
+    """The data set and its problems, of which having no cases is one."""
+    if not dataset.cases["train"] and not any(problem.fatal for problem in problems):
+        problems.append(Problem(str(folder), f"{folder} has no training cases."))
+    return dataset, problems
 
 
 def _by_name(folder: Path, description: Mapping[str, Any], key: str) -> dict[str, str]:
@@ -141,7 +245,7 @@ def _by_name(folder: Path, description: Mapping[str, Any], key: str) -> dict[str
     return {name: str(value) for name, value in values.items()}
 
 
-def _classes(folder: Path, description: Mapping[str, Any], task: str) -> dict[int, str]:
+def _classes(path: Path, description: Mapping[str, Any], task: str) -> dict[int, str]:
     classes = description.get("classes") or {}
     if not isinstance(classes, dict):
         classes = {}
@@ -153,81 +257,11 @@ def _classes(folder: Path, description: Mapping[str, Any], task: str) -> dict[in
     except (AttributeError, ValueError):
         found = {}
     if not found:
-        raise DatasetError(f"`classes` in {folder / DESCRIPTION} must map numbers to names.")
+        raise DatasetError(f"`classes` in {path} must map numbers to names.")
     return dict(sorted(found.items()))
 
 
-def _open_nnunet(folder: Path, description: Mapping[str, Any]) -> Dataset:
-    for key in ("channel_names", "labels", "file_ending"):
-        if key not in description:
-            raise DatasetError(f"{folder / DESCRIPTION} lacks `{key}`, an nnU-Net v2 key.")
-    ending, channels = str(description["file_ending"]), description["channel_names"]
-    classes = description["labels"]
-    if not isinstance(classes, dict) or not all(isinstance(v, int) for v in classes.values()):
-        raise DatasetError(
-            f"`labels` in {folder / DESCRIPTION} must map names to numbers.",
-            "Region-based labels are not supported.",
-        )
-
-    labels = sorted(p for p in _files(folder / "labelsTr") if p.name.endswith(ending))
-    expected = description.get("numTraining", len(labels))
-    if len(labels) != expected:
-        raise DatasetError(f"{folder / 'labelsTr'} has {len(labels)} labels, not {expected}.")
-
-    cases = []
-    for label in labels:
-        name = label.name.removesuffix(ending)
-        paths = [folder / "imagesTr" / f"{name}_{i:04d}{ending}" for i in range(len(channels))]
-        if not any(path.exists() for path in paths[1:]):
-            paths = paths[:1]  # one file holds all channels, as nnU-Net stores RGB images
-        for path in paths:
-            if not path.exists():
-                raise DatasetError(f"Image {path} is missing.")
-        cases.append(Case(name, tuple(paths), label))
-
-    return _dataset(
-        folder,
-        description,
-        _split(cases),
-        3 if ending in (".nii.gz", ".nii", ".nrrd", ".mha") else _guess_dim(cases),
-        "semantic",
-        {v: k for k, v in sorted(classes.items(), key=lambda x: x[1]) if v != 0 and k != "ignore"},
-        classes.get("ignore"),
-    )
-
-
-def _guess_dim(cases: list[Case]) -> int:
-    if not cases or cases[0].label.suffix not in (".tif", ".tiff"):
-        return 2
-    return load_labels(cases[0].label).ndim_spatial
-
-
-def _dataset(
-    folder: Path,
-    description: Mapping[str, Any],
-    cases: dict[Split, list[Case]],
-    dim: int,
-    task: Any,
-    classes: dict[int, str],
-    ignore: int | None = None,
-) -> Dataset:
-    if not cases["train"]:
-        raise DatasetError(f"{folder} has no training cases.")
-    name = str(description.get("name", folder.resolve().name))
-    return Dataset(
-        name=name,
-        title=str(description.get("title", name)),
-        dim=dim,
-        task=task,
-        classes=classes,
-        licence=str(description.get("licence", description.get("license", "unknown"))),
-        source=str(description.get("source", description.get("reference", ""))),
-        cases=cases,
-        ignore=ignore,
-    )
-
-
-def _split(cases: list[Case]) -> dict[Split, list[Case]]:
+def split_cases(cases: list[Case]) -> dict[Split, list[Case]]:
     """Hold out a fifth of the groups, but at least one of two; which ones depends on the names."""
     groups = sorted(
         {case.group or case.name for case in cases},
@@ -241,17 +275,20 @@ def _split(cases: list[Case]) -> dict[Split, list[Case]]:
     }
 
 
-def _files(folder: Path) -> Iterable[Path]:
+def files_of(folder: Path) -> Iterable[Path]:
+    """The files of a folder but hidden ones."""
     if not folder.is_dir():
         raise DatasetError(f"The folder {folder} does not exist.")
     return (path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def _by_stem(folder: Path, problems: list[Problem]) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in _files(folder):
+    for path in sorted(files_of(folder)):
         stem = image_stem(path)
         if stem in found:
-            raise DatasetError(f"{found[stem]} and {path} have the same name.", "Keep one of them.")
-        found[stem] = path
+            text = f"{found[stem]} and {path} have the same name; keep one of them."
+            problems.append(Problem(stem, text))
+        else:
+            found[stem] = path
     return found

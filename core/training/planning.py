@@ -25,6 +25,9 @@ from tttunet.models.config import (
 from tttunet.networks.config import NetworkConfig, TTTConfig
 from tttunet.training.config import TrainConfig
 from tttunet.training.dataset import Dataset, Task
+from tttunet.training.plan.choose import plan_from_fingerprint
+from tttunet.training.plan.fingerprint import Progress, take_fingerprint
+from tttunet.training.plan.rules import CPU, Budget
 
 #: Largest patch per number of dimensions, and the features of the first stage.
 LARGEST_PATCH = {2: 256, 3: 64}
@@ -38,18 +41,33 @@ SAMPLED_CASES = 20
 
 
 def plan_training(
-    dataset: Dataset, overrides: dict[str, Any] | None = None, name: str | None = None
+    dataset: Dataset,
+    overrides: dict[str, Any] | None = None,
+    name: str | None = None,
+    *,
+    configuration: str | None = None,
+    preset: str | None = None,
+    budget: Budget = CPU,
+    cache: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> tuple[ModelConfig, TrainConfig]:
     """Choose network, plan and recipe for a data set.
+
+    Instances are planned from the size of the images (`plan_network`), classes by nnU-Net's rules
+    from a fingerprint of all training images (`tttunet.training.plan`).
 
     Args:
         dataset: from `open_dataset`.
         overrides: parts `network`, `plan`, `train` and `card`, each with the fields to change,
             as in the recipe files of `tttunet.resources.recipes`.
         name: of the model; None: of the data set.
+        configuration, preset, budget: see `plan_from_fingerprint`.
+        cache: folder of the fingerprint; None: it is not kept.
+        progress: called with (images looked at, images in all).
 
     Raises:
-        DatasetError: an override names an unknown field or has a wrong value.
+        DatasetError: an override names an unknown field or has a wrong value, or there is no such
+            configuration or preset.
     """
     overrides = overrides or {}
     unknown = set(overrides) - {"network", "plan", "train", "card"}
@@ -62,25 +80,46 @@ def plan_training(
             f"The recipe is for {len(rows[0])}D images, but '{dataset.name}' is {dim}D.",
             "Leave the recipe away: a network is then planned from the data.",
         )
-    shape, channels = _typical_image(dataset)
+    name = name or dataset.name
     source = DataSource(
         title=dataset.title or dataset.name, source=dataset.source, licence=dataset.licence
     )
-    base = plan_network(
-        shape, channels, dataset.task, dataset.classes, name or dataset.name, (source,)
-    )
+    train: dict[str, Any] = {}
+    if dataset.task == "semantic" and not set(Plan.model_fields) <= set(overrides.get("plan", {})):
+        base, train = plan_from_fingerprint(
+            take_fingerprint(dataset, cache, progress),
+            dataset.classes,
+            name,
+            configuration=configuration,
+            preset=preset,
+            budget=budget,
+            sources=(source,),
+        )
+    elif configuration or preset:
+        raise DatasetError(
+            "Configurations and presets are for data sets of classes that are planned anew.",
+            "Leave the option away.",
+        )
+    else:
+        shape, channels = _typical_image(dataset)
+        base = plan_network(shape, channels, dataset.task, dataset.classes, name, (source,))
     network, plan = base.network.model_dump(), base.plan.model_dump()
     card = base.card.model_dump() | {"licence": dataset.licence}
     try:
+        chosen = NetworkConfig(**(network | overrides.get("network", {})))
+        # The patch was chosen for the planned network: another one may halve it more often.
+        plan["patch_size"] = tuple(
+            -(-n // s) * s for n, s in zip(plan["patch_size"], chosen.total_stride, strict=True)
+        )
         config = ModelConfig(
-            name=name or dataset.name,
+            name=name,
             task=dataset.task,
-            network=NetworkConfig(**(network | overrides.get("network", {}))),
+            network=chosen,
             plan=Plan(**(plan | overrides.get("plan", {}))),
             labels=base.labels,
             card=Card(**(card | overrides.get("card", {}))),
         )
-        return config, TrainConfig(**overrides.get("train", {}))
+        return config, TrainConfig(**(train | overrides.get("train", {})))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -6,16 +6,15 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from tttunet.errors import DatasetError
 from tttunet.files import atomic_write
 from tttunet.imaging.image import Image
-from tttunet.imaging.normalise import normalise, prepare_channels
+from tttunet.imaging.preprocess import preprocess
 from tttunet.imaging.readers import load_image, load_labels
 from tttunet.models.config import Plan
 from tttunet.training.dataset import Case, Dataset, Split
@@ -27,7 +26,7 @@ IGNORE = -1
 FOREGROUND = -2
 
 #: Raise it when the content of the cache changes its meaning.
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 #: Foreground positions kept per object, or per class and image.
 _LOCATIONS = {"instance": 16, "semantic": 2000}
@@ -89,7 +88,7 @@ def prepare(
 
     Args:
         dataset: from `open_dataset`.
-        plan: channels, normalisation and percentiles are used.
+        plan: everything before the network is used, as `imaging.preprocess` does it.
         cache_dir: where to keep the result; used again as long as neither the source files nor
             the plan's preprocessing change. None: keep everything in memory.
         progress: called with (cases done, cases in all).
@@ -100,11 +99,6 @@ def prepare(
         DatasetError: an image does not fit its label, the plan or the classes.
         ImageError: a file cannot be read.
     """
-    if plan.spacing is not None:
-        raise DatasetError(
-            f"Training at a fixed spacing ({plan.spacing}) is not supported yet.",
-            "Resample the data set first and leave the spacing out of the plan.",
-        )
     cases = dataset.cases[split]
     folder = None if cache_dir is None else Path(cache_dir) / dataset.name
     prepared = []
@@ -138,63 +132,102 @@ def _cache_key(case: Case, dataset: Dataset, plan: Plan, channels: int | None) -
     for path in (*case.images, case.label):
         state = path.stat()
         sources.append((str(path.resolve()), state.st_mtime_ns, state.st_size))
-    settings = (plan.channels, plan.normalisation, plan.percentiles, channels)
-    content = (_CACHE_VERSION, sources, settings, dataset.task, dataset.dim, dataset.ignore)
+    # Everything but what only the network and the decoding use.
+    settings = plan.model_dump(exclude={"patch_size", "decoding", "mirror_axes", "keep_largest"})
+    content = (
+        _CACHE_VERSION,
+        sources,
+        settings,
+        channels,
+        dataset.task,
+        dataset.dim,
+        dataset.ignore,
+        dataset.merged,
+        sorted(dataset.classes),
+    )
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _compute(
     case: Case, dataset: Dataset, plan: Plan, channels: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    pixels = _read_channels(case, plan, channels)
+    image = read_image(case)
     label = read_label(case, dataset)
-    if pixels.ndim - 1 != dataset.dim or len(plan.patch_size) != dataset.dim:
+    if image.ndim_spatial != dataset.dim or len(plan.patch_size) != dataset.dim:
         raise DatasetError(
-            f"{case.images[0]} has {pixels.ndim - 1} spatial dimensions, the data set "
+            f"{case.images[0]} has {image.ndim_spatial} spatial dimensions, the data set "
             f"{dataset.dim} and the plan {len(plan.patch_size)}."
         )
-    if pixels.shape[1:] != label.shape:
+    if image.spatial_shape != label.shape:
         raise DatasetError(
-            f"{case.images[0]} has shape {pixels.shape[1:]} but its label {label.shape}.",
+            f"{case.images[0]} has shape {image.spatial_shape} but its label {label.shape}.",
             f"Give {case.label} the shape of the image, or leave the case out of the split.",
         )
-    image = normalise(pixels, plan.normalisation, plan.percentiles).astype(np.float16)
-    return image, label, find_locations(label, dataset.task)
+    count = channels or (3 if plan.channels == "rgb" else image.channels)
+    prepared = preprocess(image, plan, count)
+    label = prepared.place.to_network_labels(label)
+    largest = float(np.finfo(np.float16).max)
+    image16 = prepared.array.clip(-largest, largest).astype(np.float16)
+    return image16, label, find_locations(label, dataset.task)
 
 
-def _read_channels(case: Case, plan: Plan, channels: int | None) -> np.ndarray:
-    """[C, *spatial]; several files are one channel each."""
-    if len(case.images) > 1:
-        parts = [_channels(load_image(path), "as_is", 1) for path in case.images]
-        if any(part.shape != parts[0].shape for part in parts):
-            raise DatasetError(f"The channels of {case.name} differ in shape.")
-        pixels = np.concatenate(parts)
-        if channels is not None and len(pixels) != channels:
-            raise DatasetError(f"{case.name} has {len(pixels)} channels, not {channels}.")
-        return pixels
-    image = load_image(case.images[0])
-    own = image.array.shape[image.axes.index("C")] if "C" in image.axes else 1
-    return _channels(image, plan.channels, channels or (3 if plan.channels == "rgb" else own))
+def read_image(case: Case) -> Image:
+    """The image of a case; several files are one channel each, with the geometry of the first.
 
-
-def _channels(image: Image, scheme: Literal["rgb", "as_is"], count: int) -> np.ndarray:
-    if "T" in image.axes:
-        raise DatasetError(
-            f"{image.path} is a time series.", "Save its time points as separate images."
-        )
-    return prepare_channels(image, scheme, count)
+    Raises:
+        DatasetError: it has a time axis, or the files do not fit together.
+        ImageError: a file cannot be read.
+    """
+    images = [load_image(path) for path in case.images]
+    for image in images:
+        if "T" in image.axes:
+            raise DatasetError(
+                f"{image.path} is a time series.", "Save its time points as separate images."
+            )
+    first = images[0]
+    if len(images) == 1:
+        return first
+    if any("C" in image.axes for image in images):
+        raise DatasetError(f"A file of {case.name} has several channels, where one is expected.")
+    if any(image.array.shape != first.array.shape for image in images):
+        raise DatasetError(f"The channels of {case.name} differ in shape.")
+    array = np.stack([image.array for image in images])
+    return replace(first, array=array, axes=f"C{first.axes}", channel_names=(), rgb=False)
 
 
 def read_label(case: Case, dataset: Dataset) -> np.ndarray:
-    label = load_labels(case.label).array.astype(np.int64)
+    """Labels of a case, see `PreparedCase.label`.
+
+    Raises:
+        DatasetError: a value has no class, or is out of range.
+        ImageError: the file cannot be read.
+    """
+    return known_labels(load_labels(case.label).array, case.label, dataset)
+
+
+def known_labels(stored: np.ndarray, path: Path, dataset: Dataset) -> np.ndarray:
+    """The numbers of a label file as training knows them: one per class, `IGNORE`.
+
+    Args:
+        stored: integers.
+        path: of the file, for messages.
+        dataset: says what the numbers mean.
+
+    Raises:
+        DatasetError: as for `read_label`.
+    """
+    stored = stored.astype(np.int64)
+    label = stored.copy()
+    for value, written in dataset.merged.items():
+        label[stored == value] = written
     if dataset.ignore is not None:
-        label[label == dataset.ignore] = IGNORE
+        label[stored == dataset.ignore] = IGNORE
     if dataset.task == "semantic":
         unknown = set(np.unique(label).tolist()) - {IGNORE, 0, *dataset.classes}
         if unknown:
-            raise DatasetError(f"{case.label} has values without a class: {sorted(unknown)[:5]}.")
+            raise DatasetError(f"{path} has values without a class: {sorted(unknown)[:5]}.")
     if label.min(initial=0) < IGNORE or label.max(initial=0) >= 2**24:
-        raise DatasetError(f"{case.label} has values outside 0..{2**24 - 1}.")
+        raise DatasetError(f"{path} has values outside 0..{2**24 - 1}.")
     return label.astype(np.int32)
 
 

@@ -21,10 +21,12 @@ from tttunet.models.model import Model, load_model
 from tttunet.training.checkpoint import CHECKPOINT_NAME
 from tttunet.training.config import TrainConfig
 from tttunet.training.dataset import Dataset, open_dataset
+from tttunet.training.folds import with_fold, without_split
+from tttunet.training.plan.rules import CPU, GPU
 from tttunet.training.planning import load_recipe, plan_training
 from tttunet.training.prepare import PreparedCase, Progress, prepare
 from tttunet.training.trainer import Trainer, TrainEvent
-from tttunet.training.tuning import score_model, tune_decoding
+from tttunet.training.tuning import score_model, tune_components, tune_decoding
 
 #: Used if neither steps nor minutes are given.
 DEFAULT_MINUTES = 60.0
@@ -58,6 +60,8 @@ def train(
     max_minutes: float | None = None,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     start: str | Path | Model | None = None,
+    configuration: str | None = None,
+    preset: str | None = None,
     device: str = "auto",
     resume: bool = False,
     overwrite: bool = False,
@@ -72,7 +76,7 @@ def train(
     `checkpoint.pt`, `plan.json`, `training.json` and `cache/` (the preprocessed data).
 
     Args:
-        dataset: folder with a `dataset.json`, see `open_dataset`.
+        dataset: folder with a `dataset.json`, or a CSV file of pairs, see `open_dataset`.
         output: folder of this training.
         recipe: name of a shipped recipe, or path of a JSON file; None: planned from the data.
         name: of the model; None: of the data set.
@@ -81,13 +85,15 @@ def train(
         overrides: changes the recipe's parts `network`, `plan`, `train` and `card`, e.g.
             `{"network": {"ttt": None}, "train": {"batch_size": 2}}`.
         start: model whose weights, network and plan to start from.
+        configuration, preset: see `plan_from_fingerprint`; for data sets of classes.
         device: `auto`, `cpu`, `cuda` or `mps`.
         resume: go on from the checkpoint in `output` with the settings stored there. A budget
             given here replaces the stored one; other settings may be repeated, not changed.
         overwrite: replace a previous training in `output`.
         cache: folder of the preprocessed data; None: `output/cache`.
         listener: called with every `TrainEvent`.
-        progress: called with (images preprocessed, images in all).
+        progress: called with (images read, images in all), first for the fingerprint, then for
+            the preprocessing.
         cancel: asked at every step; True saves a checkpoint and raises `Cancelled`.
 
     Returns:
@@ -111,18 +117,39 @@ def train(
         {} if parent is None else _parts_of(parent, data),
         asked,
     )
-    if resume:
-        config, settings = _resumed(folder, asked["train"])
+    stored = _resumed(folder, asked["train"]) if resume else None
+    wanted = parts["train"] if stored is None else parts["train"] | _fold_of(stored[1])
+    seen = data
+    if wanted.get("folds"):
+        # All folds have one plan, so that their models can be averaged.
+        seen = without_split(data)
+        data = with_fold(data, wanted["folds"], wanted.get("fold", 0))
+    cache = cache or folder / "cache"
+
+    def plan(name: str | None) -> tuple[ModelConfig, TrainConfig]:
+        return plan_training(
+            seen,
+            parts,
+            name,
+            configuration=configuration,
+            preset=preset,
+            budget=GPU if kind == "cuda" else CPU,
+            cache=cache,
+            progress=progress,
+        )
+
+    if stored is not None:
+        config, settings = stored
         _check_dataset(config, data)
-        if recipe or name or parent or _changes_the_recipe(asked):
-            _check_unchanged(config, settings, *plan_training(data, parts, name or config.name))
+        if recipe or name or parent or configuration or preset or _changes_the_recipe(asked):
+            _check_unchanged(config, settings, *plan(name or config.name))
     else:
-        config, settings = plan_training(data, parts, name)
+        config, settings = plan(name)
         if settings.steps is None and settings.max_minutes is None:
             settings = settings.model_copy(update={"max_minutes": DEFAULT_MINUTES})
 
     model = _initial_model(config, settings.seed, parent)
-    train_cases, val_cases = _prepare(data, config, cache or folder / "cache", progress)
+    train_cases, val_cases = _prepare(data, config, cache, progress)
     if not resume:
         remove_previous(folder)
     _write_json(folder / PLAN_NAME, config.model_dump_json(indent=2))
@@ -206,6 +233,11 @@ def _parts_of(parent: Model, data: Dataset) -> dict[str, dict[str, Any]]:
         "plan": parent.config.plan.model_dump(),
         "card": {"parent": f"{parent.config.name} {parent.config.version}"},
     }
+
+
+def _fold_of(settings: TrainConfig) -> dict[str, Any]:
+    """What a resumed training held out stays held out."""
+    return {"folds": settings.folds, "fold": settings.fold}
 
 
 def _check_dataset(config: ModelConfig, data: Dataset) -> None:
@@ -318,6 +350,10 @@ def _finish(
     if val_cases and config.task == "instance":
         decoding = tune_decoding(model, val_cases, trainer.fabric.device, report)
         plan = config.plan.model_copy(update={"decoding": decoding})
+        config = config.model_copy(update={"plan": plan})
+    elif val_cases:
+        groups = tune_components(model, val_cases, trainer.fabric.device, report)
+        plan = config.plan.model_copy(update={"keep_largest": groups})
         config = config.model_copy(update={"plan": plan})
     scores = {}
     if val_cases:

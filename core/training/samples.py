@@ -12,8 +12,8 @@ import numpy as np
 
 from tttunet.errors import DatasetError
 from tttunet.imaging.image import Image
-from tttunet.imaging.normalise import normalise, prepare_channels
-from tttunet.imaging.readers import load_image
+from tttunet.imaging.normalise import prepare_channels
+from tttunet.imaging.preprocess import frames, preprocess
 from tttunet.models.config import DataSource, ModelConfig
 from tttunet.training.dataset import Case, Dataset, Split, Task, open_dataset
 from tttunet.training.prepare import (
@@ -21,6 +21,7 @@ from tttunet.training.prepare import (
     IGNORE,
     PreparedCase,
     find_locations,
+    read_image,
     read_label,
 )
 
@@ -29,6 +30,13 @@ Bounds = tuple[tuple[int, int], ...]
 #: Pixels around the labels that the network sees too, per number of dimensions.
 MARGIN = {2: 64, 3: 16}
 _PROJECT = "project.json"
+#: Fields of a plan that leave the image on its own grid.
+_OWN_GRID: dict[str, Any] = {
+    "spacing": None,
+    "orientation": None,
+    "transpose": None,
+    "crop": "none",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,8 +160,14 @@ def to_cases(samples: Sequence[Sample], config: ModelConfig) -> list[PreparedCas
 
 
 def _cases(samples: Sequence[Sample], config: ModelConfig) -> Iterator[PreparedCase]:
+    plan = config.plan
+    keeps_grid = all(getattr(plan, name) == value for name, value in _OWN_GRID.items())
     source, pair = None, None
     for sample in samples:
+        if not keeps_grid:
+            moved, array = _on_network_grid(sample, config)
+            yield _case(moved, array[None], config)
+            continue
         if pair is None or sample.image is not source:
             source, pair = sample.image, normalised(sample, config)
         yield _case(sample, pair[1], config)
@@ -209,15 +223,46 @@ def normalised(sample: Sample, config: ModelConfig) -> tuple[np.ndarray, np.ndar
         ImageError: the image has other channels than the model takes.
     """
     plan, network = config.plan, config.network
-    image = sample.image
-    if not isinstance(image, Image):
-        axes = "CZYX" if image.ndim == 4 else "CYX"
-        image = Image.from_array(image, axes, name=sample.name)
+    image = _image_of(sample)
     pixels = prepare_channels(image, plan.channels, network.input_channels)
     pixels = pixels if "T" in image.axes else pixels[None]
-    return pixels, np.stack(
-        [normalise(frame, plan.normalisation, plan.percentiles) for frame in pixels]
-    )
+    rules = plan.model_copy(update=_OWN_GRID)
+    arrays = [preprocess(one, rules, network.input_channels).array for one in frames(image)]
+    return pixels, np.stack(arrays)
+
+
+def _image_of(sample: Sample) -> Image:
+    image = sample.image
+    if isinstance(image, Image):
+        return image
+    return Image.from_array(image, "CZYX" if image.ndim == 4 else "CYX", name=sample.name)
+
+
+def _on_network_grid(sample: Sample, config: ModelConfig) -> tuple[Sample, np.ndarray]:
+    """A sample turned, cropped and resampled as the model wants it; [C, *spatial] normalised.
+
+    Raises:
+        DatasetError: the image has other axes than the network, or the labels another shape.
+    """
+    image = _image_of(sample)
+    if image.ndim_spatial != config.network.dim or "T" in image.axes:
+        raise DatasetError(
+            f"'{config.name}' works on a grid of its own and takes {config.network.dim}D images, "
+            f"but '{sample.name}' has the axes {image.axes}.",
+            "Save what is labelled as an image of its own.",
+        )
+    bounds = sample.bounds or tuple((0, n) for n in image.spatial_shape)
+    labels = np.full(image.spatial_shape, IGNORE, np.int32)
+    part = labels[tuple(slice(*pair) for pair in bounds)]
+    if part.shape != sample.labels.shape:
+        raise DatasetError(
+            f"The labels of '{sample.name}' have the shape {sample.labels.shape}, their part of "
+            f"the image {part.shape}."
+        )
+    part[...] = sample.labels
+    prepared = preprocess(image, config.plan, config.network.input_channels)
+    moved = prepared.place.to_network_labels(labels)
+    return replace(sample, image=prepared.array, labels=moved, bounds=None), prepared.array
 
 
 def plane(frames: np.ndarray, sample: Sample, config: ModelConfig) -> np.ndarray:
@@ -249,11 +294,9 @@ def _of_dataset(data: Dataset, task: Task | None) -> Material:
 
 
 def _of_case(case: Case, data: Dataset) -> Sample:
-    if len(case.images) == 1:
-        image: Any = load_image(case.images[0])
-    else:
-        image = np.stack([load_image(path).array for path in case.images])
-    return Sample(case.name, image, read_label(case, data), None, case.group, case.modality)
+    return Sample(
+        case.name, read_image(case), read_label(case, data), None, case.group, case.modality
+    )
 
 
 def _of_project(project: Any, task: Task | None) -> Material:

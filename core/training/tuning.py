@@ -17,6 +17,7 @@ from tttunet.evaluation import (
     pool,
     semantic_scores,
 )
+from tttunet.inference.components import keep_largest
 from tttunet.inference.instances import decode_instances
 from tttunet.inference.segment import predict_labels, predict_maps
 from tttunet.models.config import InstanceDecoding
@@ -29,6 +30,8 @@ PROMINENCE = (0.1, 0.15, 0.2)
 SMOOTHING = (1.0, 2.0)
 CONFIDENCE = (0.0, 0.8, 0.85, 0.9)
 MIN_SIZE = (15, 30, 50)
+#: Validation images from which on components are removed.
+FEWEST_CASES = 5
 #: Thresholds are chosen by the F1 at these IoUs, half pooled over objects, half over images.
 IOUS = (0.5, 0.7)
 
@@ -95,6 +98,62 @@ def _best(
     return max(candidates, key=merit)
 
 
+def tune_components(
+    model: Model,
+    cases: list[PreparedCase],
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> tuple[tuple[int, ...], ...]:
+    """Choose the classes of which only the largest component is kept, on validation images.
+
+    nnU-Net's rule: the whole foreground as one, if the mean Dice gains and no class loses by it;
+    then every class by itself, if it gains.
+
+    Args:
+        model: a semantic model.
+        cases: validation cases from `prepare`; with fewer than `FEWEST_CASES` nothing is chosen.
+        device: where the network runs.
+        progress: called with (images done, images in all).
+
+    Returns:
+        For `Plan.keep_largest`.
+    """
+    if len(cases) < FEWEST_CASES:
+        return ()
+    pairs = []
+    for done, case in enumerate(cases, start=1):
+        image, label, _ = case.open()
+        found = predict_labels(model, np.asarray(image, np.float32), device=device)
+        pairs.append((found, *_truth(label)))
+        if progress is not None:
+            progress(done, len(cases))
+    values = tuple(label.value for label in model.config.labels)
+
+    def dice(groups: tuple[tuple[int, ...], ...]) -> np.ndarray:
+        images = [
+            {
+                score.label: score.dice
+                for score in semantic_scores(np.where(valid, keep_largest(p, groups), 0), truth)
+            }
+            for p, truth, valid in pairs
+        ]
+        rows = [[image.get(value, np.nan) for value in values] for image in images]
+        count = (~np.isnan(rows)).sum(0)
+        return np.where(count, np.nansum(rows, 0) / np.maximum(count, 1), 0.0)
+
+    groups: tuple[tuple[int, ...], ...] = ()
+    best = dice(groups)
+    whole = dice((values,))
+    if whole.mean() > best.mean() and (whole >= best).all():
+        groups, best = (values,), whole
+    if len(values) > 1:
+        for place, value in enumerate(values):
+            tried = dice((*groups, (value,)))
+            if tried[place] > best[place]:
+                groups, best = (*groups, (value,)), tried
+    return groups
+
+
 def score_model(
     model: Model,
     cases: list[PreparedCase],
@@ -102,7 +161,7 @@ def score_model(
     *,
     mirror: bool = False,
 ) -> dict[str, Any]:
-    """Scores on validation images, all together and per modality, for the model's card.
+    """Scores on validation images on the network's grid, all together and per modality.
 
     Args:
         mirror: with test-time augmentation.
@@ -113,6 +172,7 @@ def score_model(
         predicted = predict_labels(
             model, np.asarray(image, np.float32), device=device, mirror=mirror
         )
+        predicted = keep_largest(predicted, model.config.plan.keep_largest)
         truth, valid = _truth(label)
         if model.config.task == "instance":
             result: Any = instance_scores(predicted, truth, valid=valid)

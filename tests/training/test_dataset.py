@@ -10,7 +10,8 @@ from PIL import Image as PillowImage
 
 from tttunet.errors import DatasetError
 from tttunet.models.config import Plan
-from tttunet.training.dataset import open_dataset
+from tttunet.training.dataset import open_dataset, survey
+from tttunet.training.folds import with_fold
 from tttunet.training.prepare import IGNORE, prepare
 
 PLAN = Plan(patch_size=(16, 16), channels="rgb")
@@ -89,6 +90,14 @@ def test_own_layout_splits_by_group(cells):
     assert len(groups["val"]) == 1
     assert not groups["train"] & groups["val"]
     assert open_dataset(cells) == dataset
+
+
+def test_labels_without_image_are_not_used(cells):
+    (cells / "images" / "c4.png").unlink()
+    dataset, problems = survey(cells)
+    assert [(problem.where, problem.fatal) for problem in problems] == [("c4", False)]
+    assert open_dataset(cells) == dataset
+    assert sum(map(len, dataset.cases.values())) == 5
 
 
 def test_given_split_and_modality(cells):
@@ -200,7 +209,7 @@ def test_bad_folders(cells, volumes, tmp_path):
     with pytest.raises(DatasetError, match="not 7"):
         open_dataset(volumes)
     edit(volumes, labels={"background": 0, "both": [1, 2]})
-    with pytest.raises(DatasetError, match="Region"):
+    with pytest.raises(DatasetError, match="regions_class_order"):
         open_dataset(volumes)
 
 
@@ -213,3 +222,136 @@ def test_label_must_fit(cells):
     tifffile.imwrite(train[0].label, np.full((24, 20), 7, np.uint16))
     with pytest.raises(DatasetError, match="without a class"):
         prepare(open_dataset(cells), PLAN)
+
+
+def test_nnunet_regions(volumes):
+    """Nested regions become the classes that nnU-Net would write."""
+    edit(
+        volumes,
+        labels={"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3},
+        regions_class_order=[1, 2, 5],
+    )
+    dataset = open_dataset(volumes)
+    assert dataset.classes == {1: "whole", 2: "core", 5: "enhancing"}
+    assert dataset.merged == {3: 5}
+    assert dataset.ignore is None
+    (case,) = prepare(dataset, Plan(patch_size=(8, 8, 8), normalisation="zscore"), channels=2)
+    _, label, _ = case.open()
+    assert [label[2, 0, 0], label[4, 0, 0], label[7, 0, 0], label[0, 0, 0]] == [1, 2, 5, 0]
+
+
+def test_nnunet_regions_that_cannot_be_told_apart(volumes):
+    edit(
+        volumes,
+        labels={"background": 0, "both": [1, 2], "ignore": 3},
+        regions_class_order=[1],
+    )
+    dataset = open_dataset(volumes)
+    assert (dataset.classes, dataset.merged, dataset.ignore) == ({1: "both"}, {2: 1}, 3)
+    (case,) = prepare(dataset, Plan(patch_size=(8, 8, 8), normalisation="zscore"), channels=2)
+    assert set(np.unique(case.open()[1])) == {IGNORE, 0, 1}
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"background": 0, "a": 1, "b": 1}, "same number"),
+        ({"background": 0, "a": "one"}, "names to numbers"),
+        ({"background": 0, "a": 1, "ignore": [2, 3]}, "one number"),
+        ([0, 1], "names to numbers"),
+        ({"background": 0, "ignore": 1}, "no class"),
+    ],
+)
+def test_bad_nnunet_labels(volumes, labels, message):
+    edit(volumes, labels=labels)
+    with pytest.raises(DatasetError, match=message):
+        open_dataset(volumes)
+
+
+def test_all_missing_files_are_counted(volumes):
+    for path in (volumes / "imagesTr").iterdir():
+        path.unlink()
+    with pytest.raises(DatasetError, match=r"a_0000.*1 more"):
+        open_dataset(volumes)
+
+
+@pytest.fixture
+def table(cells):
+    """The images of `cells` as a table beside them, without a description."""
+    (cells / "dataset.json").unlink()
+    rows = [f"images/c{i}.png,labels/c{i}.tif,g{i // 2}" for i in range(6)]
+    path = cells / "pairs.csv"
+    path.write_text("\n".join(["Image,Label,Group", *rows]))
+    return path
+
+
+def test_table_of_pairs(table):
+    for number in range(6):
+        label = np.zeros((24, 20), np.uint8)
+        label[3:9], label[12:15] = 2, 5
+        tifffile.imwrite(table.parent / "labels" / f"c{number}.tif", label)
+    dataset = open_dataset(table)
+    assert (dataset.name, dataset.task, dataset.dim) == ("pairs", "semantic", 2)
+    assert dataset.classes == {2: "class 2", 5: "class 5"}
+    assert [len(dataset.cases[split]) for split in ("train", "val")] == [4, 2]
+    assert len({case.group for case in dataset.cases["val"]}) == 1
+    assert len(prepare(dataset, PLAN)) == 4
+
+
+def test_table_with_description_and_split(table):
+    table.with_suffix(".json").write_text(json.dumps({"task": "instance", "dim": 2}))
+    lines = table.read_text().splitlines()
+    lines = [
+        f"{lines[0]},split",
+        *(f"{x},{'val' if i == 1 else ''}" for i, x in enumerate(lines[1:])),
+    ]
+    table.write_text("\n".join(lines).replace(",", ";"))
+    dataset = open_dataset(table)
+    assert dataset.task == "instance"
+    assert [case.name for case in dataset.cases["val"]] == ["c1"]
+    assert len(dataset.cases["train"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("picture,label\na,b\n", "columns `image` and `label`"),
+        ("image,label\nnowhere.png,labels/c0.tif\n", "nowhere.png does not exist"),
+        ("image,label\nimages/c0.png,\n", "line 2 lacks"),
+        ("image,label,split\nimages/c0.png,labels/c0.tif,test\n", "not 'test'"),
+        ("image,label\nimages/c0.png,labels/c0.tif\nimages/c0.png,labels/c1.tif\n", "2 rows"),
+    ],
+)
+def test_bad_tables(table, content, message):
+    table.with_suffix(".json").write_text(json.dumps({"task": "instance", "dim": 2}))
+    table.write_text(content)
+    with pytest.raises(DatasetError, match=message):
+        open_dataset(table)
+
+
+def test_labels_with_too_many_numbers_are_no_classes(table):
+    many = np.arange(480, dtype=np.uint16).reshape(24, 20)
+    tifffile.imwrite(table.parent / "labels" / "c0.tif", many)
+    with pytest.raises(DatasetError, match=r"more than 255 .*instance"):
+        open_dataset(table)
+
+
+def test_folds(cells):
+    dataset = open_dataset(cells)
+    everything = {case.name for cases in dataset.cases.values() for case in cases}
+    held_out = []
+    for fold in range(3):
+        part = with_fold(dataset, 3, fold)
+        assert part == with_fold(dataset, 3, fold)
+        train, val = ({case.name for case in part.cases[split]} for split in ("train", "val"))
+        assert train | val == everything
+        groups = [{case.group for case in part.cases[split]} for split in ("train", "val")]
+        assert not groups[0] & groups[1]
+        held_out += sorted(val)
+    assert sorted(held_out) == sorted(everything)
+    edit(cells, split={"train": sorted(everything)})
+    assert with_fold(open_dataset(cells), 3, 1) == with_fold(dataset, 3, 1)
+    with pytest.raises(DatasetError, match="too few"):
+        with_fold(dataset, 4, 0)
+    with pytest.raises(DatasetError, match="no fold 3"):
+        with_fold(dataset, 3, 3)

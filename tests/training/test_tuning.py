@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from tiny import make_case, make_config
 from tttunet.inference.instances import decode_instances
+from tttunet.models.config import Label
 from tttunet.models.model import Model
 from tttunet.training import tuning
 from tttunet.training.prepare import PreparedCase
@@ -84,3 +87,52 @@ def test_scores_of_classes(monkeypatch):
     overlap = (half > 0).sum()
     expected = 2 * overlap / (overlap + (truth > 0).sum())
     assert scores["all"]["dice"]["1"] == pytest.approx(expected, abs=1e-4)
+
+
+class Brightness(nn.Module):
+    """Class 1 from 0.5 on, class 2 from 1.5 on."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 20 * torch.cat([0.5 - x, 1 - 2 * (x - 1).abs(), x - 1.5], 1)
+
+
+def pieces(speck: int, truth: int) -> PreparedCase:
+    """A square of class 1 with a smaller one of class 2 beside it, and a speck elsewhere.
+
+    Args:
+        speck: class that the speck looks like.
+        truth: class that it is.
+    """
+    label = np.zeros((40, 48), np.int32)
+    label[4:24, 4:24], label[4:16, 24:34] = 1, 2
+    image = label.copy()
+    image[34:37, 40:44], label[34:37, 40:44] = speck, truth
+    return PreparedCase("x", image[None].astype(np.float16), label, np.zeros((0, 3), np.int32))
+
+
+def semantic_model() -> Model:
+    config = make_config(task="semantic")
+    labels = (Label(value=1, name="one"), Label(value=2, name="two"))
+    network = config.network.model_copy(update={"output_channels": 3})
+    return Model(Brightness(), config.model_copy(update={"labels": labels, "network": network}))
+
+
+def test_components_that_are_wrong_are_removed():
+    model = semantic_model()
+    wrong = [pieces(1, 0)] * 5
+    assert tuning.tune_components(model, wrong) == ((1, 2),)
+    assert tuning.tune_components(model, wrong[:4]) == ()
+    right = [pieces(1, 1)] * 5
+    assert tuning.tune_components(model, right) == ()
+    # The whole foreground cannot be one piece where class 2 is rightly in two.
+    mixed = [pieces(1, 0)] * 4 + [pieces(2, 2)] * 3
+    assert tuning.tune_components(model, mixed) == ((1,),)
+
+
+def test_scores_count_what_is_left():
+    model, wrong = semantic_model(), [pieces(1, 0)]
+    before = tuning.score_model(model, wrong)["all"]["dice"]
+    plan = model.config.plan.model_copy(update={"keep_largest": ((1,),)})
+    model.config = model.config.model_copy(update={"plan": plan})
+    after = tuning.score_model(model, wrong)["all"]["dice"]
+    assert before["1"] < after["1"] == 1.0

@@ -1,0 +1,90 @@
+"""Several models as one: the mean of their probabilities, e.g. of a cross-validation's folds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tttunet.errors import ModelError
+from tttunet.models.config import ModelConfig
+from tttunet.models.model import Model
+
+#: Fields of a plan that may differ: what is done after the network.
+_AFTERWARDS = {"decoding", "keep_largest"}
+
+
+class Ensemble(nn.Module):
+    """Networks whose probabilities are averaged.
+
+    Args:
+        networks: with the same inputs and outputs.
+        maps: output channels after the classes (the distance map of instances), which are averaged
+            as they are.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], maps: int = 0) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.maps = maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, C, *spatial] -> [batch, K, *spatial] fp32.
+
+        The softmax of the result over the classes is the mean of the networks' softmax.
+        """
+        outputs = [network(x).float() for network in self.networks]
+        classes = outputs[0].shape[1] - self.maps
+        logs = torch.stack([output[:, :classes].log_softmax(1) for output in outputs])
+        mean = logs.logsumexp(0)
+        if not self.maps:
+            return mean
+        return torch.cat([mean, torch.stack([o[:, classes:] for o in outputs]).mean(0)], 1)
+
+
+def ensemble(models: Sequence[Model]) -> Model:
+    """One model out of several, for `segment`; it cannot be saved.
+
+    Args:
+        models: that find the same in the same way prepared images, as those of the folds of one
+            cross-validation.
+
+    Returns:
+        A model with the first one's configuration; components are removed where all models do.
+
+    Raises:
+        ModelError: there is no model, or one does not fit the first.
+    """
+    if not models:
+        raise ModelError("An ensemble needs at least one model.")
+    first = models[0].config
+    for model in models[1:]:
+        for what, ours, theirs in zip(
+            ("task", "labels", "preprocessing", "input"),
+            _question(first),
+            _question(model.config),
+            strict=True,
+        ):
+            if ours != theirs:
+                raise ModelError(
+                    f"'{model.config.name}' and '{first.name}' differ in their {what}, so they "
+                    "cannot be averaged.",
+                    "Train them on folds of one data set, with the same recipe.",
+                )
+    shared = [set(model.config.plan.keep_largest) for model in models]
+    kept = tuple(g for g in first.plan.keep_largest if all(g in groups for groups in shared))
+    plan = first.plan.model_copy(update={"keep_largest": kept})
+    maps = 1 if first.task == "instance" else 0
+    network = Ensemble([model.network for model in models], maps)
+    return Model(network.eval(), first.model_copy(update={"plan": plan}))
+
+
+def _question(config: ModelConfig) -> tuple[object, ...]:
+    network = config.network
+    return (
+        config.task,
+        [(label.value, label.name) for label in config.labels],
+        config.plan.model_dump(exclude=_AFTERWARDS),
+        (network.dim, network.input_channels, network.total_stride),
+    )
