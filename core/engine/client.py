@@ -79,6 +79,7 @@ class Engine:
         grace: seconds that a cancelled job has before its process is ended.
         deliver: calls the function it is given, in the thread that is to hear events, without
             waiting for it; None: they are heard in background threads.
+        environment: variables that the worker sees otherwise than the client; None: not at all.
     """
 
     def __init__(
@@ -86,10 +87,11 @@ class Engine:
         python: str | Path | None = None,
         grace: float = GRACE,
         deliver: Callable[[Callable[[], None]], object] | None = None,
+        environment: Mapping[str, str | None] | None = None,
     ) -> None:
         self.grace = grace
         self.deliver = deliver
-        self._worker = WorkerProcess(python)
+        self._worker = WorkerProcess(python, environment)
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._running: Job | None = None

@@ -1,0 +1,299 @@
+"""What the module does, without a window.
+
+from TTTUNetLib.Logic import TTTUNetLogic
+task = TTTUNetLogic().segment(volumeNode, model="nuclei", waitForCompletion=True)
+task.segmentationNode
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import slicer
+
+from TTTUNetLib import Results
+from TTTUNetLib.EngineClient import EngineClient, Mailbox, clean_environment
+from TTTUNetLib.Installer import Environment, Installer
+from TTTUNetLib.Volumes import RequestError, VolumeImage, read_volume
+
+__all__ = ["RequestError", "SegmentationTask", "TTTUNetLogic"]
+
+_LOST_HINT = "Nothing was changed; the next run starts a new worker."
+
+
+@dataclass(eq=False)
+class SegmentationTask:
+    """A volume on its way through the engine. All callbacks run in the main thread.
+
+    Attributes:
+        volumeNode: what is segmented.
+        model: name or folder.
+        onProgress: called with a fraction, a stage and the seconds to go (or None).
+        onLog: called with a line of text.
+        onFinished: called once with this task, whatever the outcome.
+        state: `running`, `done`, `failed` or `cancelled`.
+        error: one sentence; empty unless it failed.
+        details: of a defect, for a report.
+        segmentationNode, labelmapNode, tableNode: what was made; None if not.
+        voxels: by label value.
+    """
+
+    volumeNode: Any
+    model: str
+    onProgress: Callable[[float, str, float | None], None] | None = None
+    onLog: Callable[[str], None] | None = None
+    onFinished: Callable[[SegmentationTask], None] | None = None
+    state: str = "running"
+    error: str = ""
+    details: str = ""
+    segmentationNode: Any = None
+    labelmapNode: Any = None
+    tableNode: Any = None
+    voxels: dict[int, int] = field(default_factory=dict)
+    _job: Any = field(default=None, repr=False)
+
+    @property
+    def finished(self) -> bool:
+        return self.state != "running"
+
+    def cancel(self) -> None:
+        """End it at once; nothing is added to the scene."""
+        self._finish("cancelled")
+        if self._job is not None:
+            self._job.cancel()
+
+    def fail(self, error: str, details: str = "") -> None:
+        """End it with an error."""
+        self.details = details
+        self._finish("failed", error)
+
+    def _finish(self, state: str, error: str = "") -> None:
+        if self.finished:
+            return
+        self.state, self.error = state, error
+        if self.onFinished is not None:
+            self.onFinished(self)
+
+
+class TTTUNetLogic:
+    """Segments volumes through one engine.
+
+    Attributes:
+        mailbox: events wait in it; `segment` with `waitForCompletion` empties it by itself.
+    """
+
+    def __init__(self) -> None:
+        self.mailbox = Mailbox()
+        self._client: EngineClient | None = None
+        self._models: list[dict[str, Any]] | None = None
+
+    @property
+    def client(self) -> EngineClient:
+        """The engine's client, in the chosen environment if none was connected.
+
+        Raises:
+            RequestError: no environment is installed, or it does not fit this extension.
+        """
+        if self._client is None:
+            self.connect(Installer(variables=clean_environment()).environment())
+            assert self._client is not None
+        return self._client
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is an engine; its worker starts with the first job."""
+        return self._client is not None
+
+    def connect(self, environment: Environment) -> None:
+        """Use this environment from now on."""
+        self.close()
+        self._client = EngineClient(environment, self.mailbox)
+
+    def close(self) -> None:
+        """Cancel what runs and end the worker, in the background."""
+        if self._client is not None:
+            threading.Thread(target=self._client.close, name="tttunet-close").start()
+        self._client = self._models = None
+
+    def models(self, then: Callable[[list[dict[str, Any]]], None], refresh: bool = False) -> None:
+        """Hand over the models of the library with their cards, from `mailbox.pump`.
+
+        Args:
+            then: called with a list that is empty if the engine cannot tell.
+            refresh: ask again, though they are known.
+        """
+        if self._models is not None and not refresh:
+            then(self._models)
+            return
+        client = self.client
+
+        def hear(_job: Any, event: Any) -> None:
+            if isinstance(event, client.messages.Done):
+                self._models = list(event.result["models"])
+            if isinstance(event, client.messages.TERMINAL):
+                then(self._models or [])
+
+        client.engine.request(client.messages.ListModels(), hear)
+
+    def segment(
+        self,
+        volumeNode: Any,
+        model: str = "nuclei",
+        *,
+        device: str = "auto",
+        mirror: bool = False,
+        table: bool = True,
+        waitForCompletion: bool = False,
+        **callbacks: Any,
+    ) -> SegmentationTask:
+        """Segment a volume into a new segmentation node on the volume's exact grid.
+
+        Args:
+            volumeNode: scalar or vector volume; it is not changed. A linear parent transform is
+                taken into account, and the result comes under the same transform.
+            model: name in the library, or folder.
+            device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+            mirror: average over flips: slower, often better.
+            table: also make a table node with volumes in millilitres.
+            waitForCompletion: come back when it is done.
+            callbacks: `onProgress`, `onLog` and `onFinished` of the task.
+
+        Returns:
+            The task; without waiting it is `running`, and `mailbox.pump` must be called.
+
+        Raises:
+            RequestError: the volume cannot be segmented, or there is no engine; with
+                `waitForCompletion` also if it failed.
+        """
+        image = read_volume(volumeNode)
+        _ = self.client  # raises before a task is made
+        task = SegmentationTask(volumeNode, model, **callbacks)
+        options = {"device": device, "mirror": mirror}
+
+        def start(classes: list[dict[str, Any]]) -> None:
+            if not task.finished:
+                self._start(task, image, classes, options, table)
+
+        if _is_path(model):
+            start(_classes_in(Path(model).expanduser()))
+        else:
+            self.models(lambda models: start(_classes_of(model, models)))
+        if waitForCompletion:
+            self.mailbox.wait(lambda: task.finished)
+            if task.state == "failed":
+                raise RequestError(task.error)
+        return task
+
+    def _start(
+        self,
+        task: SegmentationTask,
+        image: VolumeImage,
+        classes: list[dict[str, Any]],
+        options: dict[str, Any],
+        table: bool,
+    ) -> None:
+        client = self.client
+        messages = client.messages
+
+        def hear(_job: Any, event: Any) -> None:
+            if task.finished:
+                return
+            if isinstance(event, messages.Progress) and task.onProgress is not None:
+                task.onProgress(event.fraction, event.stage, event.eta)
+            elif isinstance(event, messages.Log) and task.onLog is not None:
+                task.onLog(f"{event.level}: {event.message}")
+            elif isinstance(event, messages.Done):
+                self._summarise(task, image, classes, event.result, table)
+            elif isinstance(event, messages.Failed):
+                task.fail(f"{event.message} {event.hint}".strip(), event.details)
+            elif isinstance(event, messages.Lost):
+                task.fail(f"{event.message} {_LOST_HINT}", "\n".join(client.engine.worker_output))
+            elif isinstance(event, messages.Cancelled):
+                task.cancel()
+
+        task._job = client.engine.segment(
+            image.array,
+            axes=image.axes,
+            model=task.model,
+            image={**image.reference(), "name": task.volumeNode.GetName()},
+            on_event=hear,
+            **options,
+        )
+
+    def _summarise(
+        self,
+        task: SegmentationTask,
+        image: VolumeImage,
+        classes: list[dict[str, Any]],
+        result: dict[str, Any],
+        table: bool,
+    ) -> None:
+        labels = result.pop("labels").reshape(image.shape)
+
+        def show(found: Any) -> None:
+            if task.finished:
+                return
+            if isinstance(found, Exception):
+                task.fail(f"The labels cannot be read: {found}.")
+            elif task.volumeNode.GetScene() is not slicer.mrmlScene:
+                task.cancel()  # the volume was deleted: where would its labels go?
+            else:
+                self._show(task, image, found, classes, result, table)
+
+        self.mailbox.compute(lambda: Results.summarise(labels), show)
+
+    def _show(
+        self,
+        task: SegmentationTask,
+        image: VolumeImage,
+        found: Results.LabelSummary,
+        classes: list[dict[str, Any]],
+        record: dict[str, Any],
+        table: bool,
+    ) -> None:
+        volume, kind = task.volumeNode, record["model"]["task"]
+        segments = Results.segment_labels(found.voxels, classes, kind)
+        labels = found.labels
+        name = slicer.mrmlScene.GenerateUniqueName(f"{volume.GetName()} segmentation")
+        if len(segments) > Results.MOST_SEGMENTS:
+            task.labelmapNode = Results.create_labelmap(volume, labels, f"{name} objects")
+            labels = (labels > 0).astype("uint8")
+            segments = Results.segment_labels([1], classes, "semantic")
+        task.voxels = dict(found.voxels)
+        task.segmentationNode = Results.create_segmentation(volume, labels, segments, name)
+        if table:
+            rows = Results.segment_labels(
+                sorted({*found.voxels, *(int(one["value"]) for one in classes)})
+                if kind == "semantic"
+                else found.voxels,
+                classes,
+                kind,
+            )
+            task.tableNode = Results.create_table(volume, image, rows, found.voxels)
+        for node in (task.segmentationNode, task.labelmapNode, task.tableNode):
+            if node is not None:
+                Results.write_provenance(node, volume, record)
+        task._finish("done")
+
+
+def _is_path(model: str) -> bool:
+    return "/" in model or os.sep in model or model.startswith((".", "~"))
+
+
+def _classes_in(folder: Path) -> list[dict[str, Any]]:
+    """The labels of a model's folder; the worker says what is wrong with the rest of it."""
+    try:
+        content = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        return [dict(one) for one in content["labels"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _classes_of(model: str, models: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return next((list(one["labels"]) for one in models if one["name"] == model), [])
