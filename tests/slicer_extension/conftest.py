@@ -61,6 +61,7 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     slicer.modules = SimpleNamespace(
         segmentations=register(slicer.vtkSlicerSegmentationsModuleLogic(), "Segmentations"),
+        sequences=register(slicer.vtkSlicerSequencesLogic(), "Sequences"),
         volumes=register(slicer.vtkSlicerVolumesLogic(), "Volumes"),
     )
     return logic
@@ -92,14 +93,19 @@ def logic(application: Any) -> Iterator[Any]:
     found.close()
 
 
-def run_python(*arguments: str | Path) -> str:
-    """Run the worker's interpreter; what it printed."""
+def _run_python(*arguments: str | Path) -> str:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "tests")}
     done = subprocess.run(
         [PYTHON, *map(str, arguments)], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Callable[..., str]:
+    """Runs the worker's interpreter with arguments; what it printed."""
+    return _run_python
 
 
 _TINY = """
@@ -118,7 +124,7 @@ Model.create(config.model_copy(update={"labels": labels})).save(sys.argv[1])
 def tiny_3d(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a 3D model that was not trained: it calls about half of all voxels liver."""
     folder = tmp_path_factory.mktemp("models") / "tiny3d"
-    run_python("-c", _TINY, folder)
+    _run_python("-c", _TINY, folder)
     return str(folder)
 
 
@@ -130,7 +136,7 @@ def by_command_line(
 
     def run(paths: list[Path], model: str) -> dict[str, Path]:
         output = tmp_path_factory.mktemp("labels")
-        run_python("-m", "tttunet", "segment", *paths, "-o", output, "--model", model)
+        _run_python("-m", "tttunet", "segment", *paths, "-o", output, "--model", model)
         written = {path.name.partition("_labels")[0]: path for path in output.iterdir()}
         return {path.name.partition(".")[0]: written[path.name.partition(".")[0]] for path in paths}
 

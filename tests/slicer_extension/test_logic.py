@@ -196,6 +196,71 @@ def test_linear_transform_counts_and_the_result_comes_under_it(
     assert large == pytest.approx(8 * small)
 
 
+def test_region_of_interest_is_segmented_as_a_volume_of_its_own(
+    scene: Any, logic: Any, tiny_3d: str
+):
+    volume = add_volume(noise((10, 40, 36)), "oblique")
+    box = (slice(2, 9), slice(4, 37), slice(1, 34))
+    ijk_to_ras = matrix_of(volume.GetIJKToRASMatrix)
+    first, last = ([getattr(along, end) for along in box[::-1]] for end in ("start", "stop"))
+    centre = ijk_to_ras @ [*((np.array(first) + np.array(last) - 1) / 2), 1]
+    roi = scene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "region")
+    directions = ijk_to_ras.copy()
+    directions[:3, :3] /= volume.GetSpacing()
+    directions[:3, 3] = centre[:3]
+    roi.SetSize((np.array(last) - first - 1) * volume.GetSpacing())
+    roi.SetAndObserveObjectToNodeMatrix(slicer.util.vtkMatrixFromArray(directions))
+    np.testing.assert_allclose(roi.GetCenterWorld(), centre[:3])
+
+    task = segment(logic, volume, tiny_3d, roiNode=roi)
+    same_grid(task.segmentationNode, volume)
+    labels = labels_of(task.segmentationNode, volume)
+    part = slicer.util.arrayFromVolume(volume)[box]
+    alone = add_volume(np.ascontiguousarray(part), "oblique")
+    expected = np.zeros_like(labels)
+    expected[box] = labels_of(segment(logic, alone, tiny_3d).segmentationNode, alone)
+    np.testing.assert_array_equal(labels, expected)
+    assert labels.any()
+
+    roi.SetCenter(1000, 0, 0)
+    with pytest.raises(RequestError, match="does not touch"):
+        logic.segment(volume, model=tiny_3d, roiNode=roi)
+    with pytest.raises(RequestError, match="no ROI"):
+        logic.segment(volume, model=tiny_3d, roiNode=volume)
+
+
+def test_sequence_becomes_a_sequence_that_plays_with_it(scene: Any, logic: Any, tiny_3d: str):
+    source = scene.AddNewNodeByClass("vtkMRMLSequenceNode", "heart")
+    source.SetIndexName("time")
+    source.SetIndexUnit("ms")
+    with pytest.raises(RequestError, match="is empty"):
+        logic.segment(source, model=tiny_3d)
+    frames = [add_volume(noise((6, 33, 32), seed), "oblique") for seed in range(3)]
+    for number, frame in enumerate(frames):
+        source.SetDataNodeAtValue(frame, str(10 * number))
+    browser = scene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "browser")
+    browser.AddSynchronizedSequenceNode(source)
+
+    result = segment(logic, source, tiny_3d).sequenceNode
+    assert [result.GetNthIndexValue(i) for i in range(3)] == ["0", "10", "20"]
+    assert (result.GetIndexName(), result.GetIndexUnit()) == ("time", "ms")
+    assert browser.IsSynchronizedSequenceNode(result, True)
+    assert result.GetAttribute("TTTUNet.Input") == "heart"
+    assert slicer.util.getNodesByClass(SEGMENTATIONS) == [browser.GetProxyNode(result)]
+    seen = []
+    for number, frame in enumerate(frames):
+        one = result.GetNthDataNode(number)
+        same_grid(one, frame)
+        seen.append(labels_of(one, frame))
+        alone = labels_of(segment(logic, frame, tiny_3d).segmentationNode, frame)
+        np.testing.assert_array_equal(seen[-1], alone)
+    assert not np.array_equal(seen[0], seen[1])
+
+    source.SetDataNodeAtValue(add_volume(noise((6, 33, 32)), "plain"), "30")
+    with pytest.raises(RequestError, match="not on one grid"):
+        logic.segment(source, model=tiny_3d)
+
+
 def test_what_cannot_be_segmented_is_refused_with_a_reason(scene: Any, logic: Any, tiny_3d: str):
     def refused(volume: Any, words: str) -> None:
         with pytest.raises(RequestError, match=words):
@@ -282,6 +347,17 @@ def test_progress_comes_while_the_main_thread_is_free(scene: Any, logic: Any, ti
     assert task.state == "done"
     assert finished == [task]
     assert max(told) == 1.0
+
+
+def test_several_volumes_are_done_one_after_the_other(scene: Any, logic: Any, tiny_3d: str):
+    ended: list[Any] = []
+    volumes = [add_volume(noise((4, 32, 32), seed), name=f"CT{seed}") for seed in range(3)]
+    tasks = [logic.segment(v, model=tiny_3d, onFinished=ended.append) for v in volumes]
+    logic.mailbox.wait(lambda: len(ended) == 3)
+    assert ended == tasks
+    assert [t.segmentationNode.GetName() for t in tasks] == [
+        f"CT{i} segmentation" for i in range(3)
+    ]
 
 
 def test_cancel_adds_nothing_and_the_next_run_works(scene: Any, logic: Any, tiny_3d: str):

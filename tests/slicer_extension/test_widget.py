@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 slicer = pytest.importorskip("slicer", reason="slicer-core is not installed: make test-slicer")
@@ -20,7 +21,7 @@ pytest.importorskip("PySide6.QtUiTools", reason="PySide6 is not installed: make 
 
 from PySide6 import QtCore, QtTest, QtWidgets  # noqa: E402
 
-from slicer_nodes import add_volume, noise  # noqa: E402
+from slicer_nodes import add_volume, labels_of, noise  # noqa: E402
 
 SEGMENTATIONS = "vtkMRMLSegmentationNode"
 #: Seconds; a busy machine starts a worker slowly.
@@ -105,7 +106,8 @@ def test_from_an_empty_window_to_a_segmentation(window: Window):
     window.ready(volume)
     assert "napari-tttunet" in ui.environmentLabel.text
     choose(ui.modelSelector, "organs")
-    assert "3D, liver" in ui.modelCard.text
+    assert ui.modelCard.text == "3D: liver. Licence: unknown."
+    assert "liver" in ui.modelCard.toolTip
 
     window.click(ui.applyButton)
     assert window.running
@@ -137,6 +139,22 @@ def test_cancel_is_at_once_and_the_next_run_works(window: Window):
     window.until(lambda: not window.running)
     assert "segments in" in window.status
     assert slicer.mrmlScene.GetNumberOfNodesByClass(SEGMENTATIONS) == 1
+
+
+def test_region_of_interest_limits_the_result(window: Window):
+    volume = add_volume(noise((8, 40, 40)))
+    window.ready(volume)
+    choose(window.ui.modelSelector, "organs")
+    region = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "region")
+    region.SetSize(20, 20, 3)
+    region.SetCenter(-31.5 + 20, 12.25 + 20, 87 + 4)
+    window.ui.roiSelector.setCurrentNode(region)
+    window.click(window.ui.applyButton)
+    window.until(lambda: not window.running)
+    (node,) = slicer.util.getNodesByClass(SEGMENTATIONS)
+    found = np.argwhere(labels_of(node, volume))
+    assert (found.min(0) >= (3, 10, 10)).all()
+    assert (found.max(0) <= (5, 30, 30)).all()
 
 
 def test_what_cannot_be_done_is_said_below_the_button(window: Window):
@@ -194,13 +212,17 @@ def test_choices_are_kept_in_the_scene_and_for_the_next_one(window: Window):
     choose(window.ui.deviceSelector, "cpu")
     window.ui.mirrorCheckBox.click()
     window.ui.tableCheckBox.click()
+    region = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "region")
+    window.ui.roiSelector.setCurrentNode(region)
     node = Parameters.parameter_node()
     assert node.GetParameter("model") == "organs"
+    assert node.GetNodeReference("Region") is region
     assert node.GetNodeReference("Input") is volume
 
     again = Window()
     again.until(lambda: again.ui.modelSelector.count > 0)
     assert again.ui.inputSelector.currentNode() is volume
+    assert again.ui.roiSelector.currentNode() is region
     assert again.ui.modelSelector.currentText.startswith("organs")
     assert (again.ui.mirrorCheckBox.checked, again.ui.tableCheckBox.checked) == (True, False)
     again.widget.cleanup()

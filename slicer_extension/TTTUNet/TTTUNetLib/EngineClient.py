@@ -154,6 +154,27 @@ class EngineClient:
             environment.python, deliver=mailbox.put, environment=clean_environment()
         )
 
+    def open_project(self, folder: str | Path, classes: Sequence[str] = ()) -> Any:
+        """Open a project of corrections, or make a new one for 3D classes.
+
+        Args:
+            folder: of the project.
+            classes: names of labels 1, 2, ... of a new one; none: it must be there.
+
+        Raises:
+            RequestError: it is not there, or cannot be opened or made.
+        """
+        from tttunet.errors import TTTUNetError
+        from tttunet.projects import Project
+
+        try:
+            if classes and not (Path(folder) / "project.json").exists():
+                numbered = dict(enumerate(classes, 1))
+                return Project.create(folder, task="semantic", dim=3, classes=numbered)
+            return Project.open(folder)
+        except TTTUNetError as error:
+            raise RequestError(error.message, error.hint) from error
+
     def close(self) -> None:
         """Cancel what runs and end the worker; takes at most some seconds."""
         self.engine.close()

@@ -8,6 +8,7 @@ which the window does when the user has agreed to `Plan.summary`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -305,7 +306,7 @@ class Installer:
         steps = plan.commands()
         for number, (stage, command) in enumerate(steps):
             tell(stage, number / len(steps), f"$ {' '.join(command)}")
-            self._run(command, lambda line, n=number, s=stage: tell(s, n / len(steps), line))
+            self._run(command, functools.partial(tell, stage, number / len(steps)))
         tell("checking", 1.0, "")
         return self.adopt(interpreter_in(plan.folder))
 

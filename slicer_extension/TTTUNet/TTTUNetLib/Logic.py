@@ -20,10 +20,12 @@ import slicer
 from TTTUNetLib import Results
 from TTTUNetLib.EngineClient import EngineClient, Mailbox, clean_environment
 from TTTUNetLib.Installer import Environment, Installer
-from TTTUNetLib.Volumes import RequestError, VolumeImage, read_volume
+from TTTUNetLib.Sequences import create_sequence, read_sequence
+from TTTUNetLib.Volumes import RequestError, VolumeImage, box_of, read_volume
 
 __all__ = ["RequestError", "SegmentationTask", "TTTUNetLogic"]
 
+_SEQUENCE = "vtkMRMLSequenceNode"
 _LOST_HINT = "Nothing was changed; the next run starts a new worker."
 
 
@@ -41,6 +43,7 @@ class SegmentationTask:
         error: one sentence; empty unless it failed.
         details: of a defect, for a report.
         segmentationNode, labelmapNode, tableNode: what was made; None if not.
+        sequenceNode: a sequence of segmentations, for a sequence.
         voxels: by label value.
     """
 
@@ -55,6 +58,7 @@ class SegmentationTask:
     segmentationNode: Any = None
     labelmapNode: Any = None
     tableNode: Any = None
+    sequenceNode: Any = None
     voxels: dict[int, int] = field(default_factory=dict)
     _job: Any = field(default=None, repr=False)
 
@@ -149,18 +153,22 @@ class TTTUNetLogic:
         device: str = "auto",
         mirror: bool = False,
         table: bool = True,
+        roiNode: Any = None,
         waitForCompletion: bool = False,
         **callbacks: Any,
     ) -> SegmentationTask:
         """Segment a volume into a new segmentation node on the volume's exact grid.
 
         Args:
-            volumeNode: scalar or vector volume; it is not changed. A linear parent transform is
-                taken into account, and the result comes under the same transform.
+            volumeNode: scalar or vector volume, or a sequence of scalar volumes; it is not
+                changed. A linear parent transform is taken into account, and the result comes
+                under the same transform.
             model: name in the library, or folder.
             device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
             mirror: average over flips: slower, often better.
             table: also make a table node with volumes in millilitres.
+            roiNode: a Markups ROI: only the voxels around it are segmented, as if the volume ended
+                there; the rest of the result is empty.
             waitForCompletion: come back when it is done.
             callbacks: `onProgress`, `onLog` and `onFinished` of the task.
 
@@ -171,7 +179,14 @@ class TTTUNetLogic:
             RequestError: the volume cannot be segmented, or there is no engine; with
                 `waitForCompletion` also if it failed.
         """
-        image = read_volume(volumeNode)
+        if volumeNode is not None and volumeNode.IsA(_SEQUENCE):
+            if roiNode is not None:
+                raise RequestError("A sequence is segmented as a whole.", "Remove the region.")
+            image = read_sequence(volumeNode)
+        else:
+            image = read_volume(volumeNode)
+            if roiNode is not None:
+                image = image.cropped(box_of(roiNode, volumeNode))
         _ = self.client  # raises before a task is made
         task = SegmentationTask(volumeNode, model, **callbacks)
         options = {"device": device, "mirror": mirror}
@@ -246,7 +261,7 @@ class TTTUNetLogic:
             else:
                 self._show(task, image, found, classes, result, table)
 
-        self.mailbox.compute(lambda: Results.summarise(labels), show)
+        self.mailbox.compute(lambda: Results.summarise(image.placed(labels)), show)
 
     def _show(
         self,
@@ -261,11 +276,16 @@ class TTTUNetLogic:
         segments = Results.segment_labels(found.voxels, classes, kind)
         labels = found.labels
         name = slicer.mrmlScene.GenerateUniqueName(f"{volume.GetName()} segmentation")
+        task.voxels = dict(found.voxels)
+        if volume.IsA(_SEQUENCE):
+            task.sequenceNode = create_sequence(volume, labels, segments, name)
+            Results.write_provenance(task.sequenceNode, volume, record)
+            task._finish("done")
+            return
         if len(segments) > Results.MOST_SEGMENTS:
             task.labelmapNode = Results.create_labelmap(volume, labels, f"{name} objects")
             labels = (labels > 0).astype("uint8")
             segments = Results.segment_labels([1], classes, "semantic")
-        task.voxels = dict(found.voxels)
         task.segmentationNode = Results.create_segmentation(volume, labels, segments, name)
         if table:
             rows = Results.segment_labels(

@@ -8,12 +8,12 @@ from typing import Any
 import slicer
 
 _NAME = "TTTUNet"
-_INPUT = "Input"
+_INPUT, _REGION = "Input", "Region"
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """The controls of the window, but for the input volume.
+    """The controls of the window, but for the nodes.
 
     Attributes:
         model: name in the library, or folder.
@@ -61,8 +61,8 @@ def parameter_node() -> Any:
     return node
 
 
-def load(settings: Any) -> tuple[Parameters, Any]:
-    """The parameters and the input volume of the scene; else those of the settings and None.
+def load(settings: Any) -> tuple[Parameters, Any, Any]:
+    """The parameters, input and region of the scene; else those of the settings, None and None.
 
     Args:
         settings: a `QSettings`, or what has its `value` and `setValue`.
@@ -72,13 +72,14 @@ def load(settings: Any) -> tuple[Parameters, Any]:
     node = parameter_node()
     in_scene = {name: node.GetParameter(name) for name in names}
     found = Parameters().updated(remembered).updated(in_scene)
-    return found, node.GetNodeReference(_INPUT)
+    return found, node.GetNodeReference(_INPUT), node.GetNodeReference(_REGION)
 
 
-def save(parameters: Parameters, volume: Any, settings: Any) -> None:
+def save(parameters: Parameters, volume: Any, region: Any, settings: Any) -> None:
     """Keep the choice in the scene, and for the next one in the settings."""
     node = parameter_node()
     for name, text in parameters.to_texts().items():
         node.SetParameter(name, text)
         settings.setValue(f"{_NAME}/{name}", text)
-    node.SetNodeReferenceID(_INPUT, volume.GetID() if volume is not None else None)
+    for role, chosen in ((_INPUT, volume), (_REGION, region)):
+        node.SetNodeReferenceID(role, chosen.GetID() if chosen is not None else None)

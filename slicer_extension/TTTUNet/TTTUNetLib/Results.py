@@ -78,17 +78,18 @@ def segment_labels(
         task: `semantic`, where a value is a class; `instance`, where it is an object's number.
     """
     known = {int(one["value"]): one for one in classes}
-    only = classes[0] if classes else {"name": "object"}
+    only: Mapping[str, Any] = classes[0] if classes else {"name": "object"}
     found = []
     for value in values:
         one = known.get(value, {}) if task == "semantic" else only
         name = str(one.get("name") or f"class {value}")
         color = one.get("color") if task == "semantic" else None
+        red, green, blue = (x / 255 for x in color) if color else _hue(value)
         found.append(
             SegmentLabel(
                 value,
                 name if task == "semantic" else f"{name} {value}",
-                tuple(x / 255 for x in color) if color else _hue(value),
+                (red, green, blue),
                 str(one.get("code") or "").rpartition(":")[2],
             )
         )
@@ -115,7 +116,7 @@ def create_segmentation(
     node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
     if volume.GetParentTransformNode() is not None:
         node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
-    shared = _oriented_image(volume, labels)
+    shared = oriented_image(volume, labels)
     segmentation = node.GetSegmentation()
     segmentation.SetSourceRepresentationName(_binary_labelmap())
     for one in wanted:
@@ -138,7 +139,7 @@ def _binary_labelmap() -> str:
     return str(slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName())
 
 
-def _oriented_image(volume: Any, labels: np.ndarray) -> Any:
+def oriented_image(volume: Any, labels: np.ndarray) -> Any:
     """The labels as Slicer's segments hold them: one image, shared by all segments."""
     directions = matrix_of(volume.GetIJKToRASDirectionMatrix)[:3, :3]
     shared = slicer.vtkOrientedImageData()

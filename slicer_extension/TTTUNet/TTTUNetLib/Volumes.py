@@ -6,7 +6,7 @@ Slicer counts i, j, k from the fastest axis and has RAS as world; the engine has
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ import vtk
 
 #: A direction matrix may deviate from orthogonal by so much: NIfTI headers have float32.
 _ORTHOGONAL = 1e-3
+#: A voxel whose centre lies on the border of a region belongs to it.
+_ROUNDING = 1e-6
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -31,22 +33,41 @@ class VolumeImage:
     """The voxels of a volume node and where they are.
 
     Attributes:
-        array: [k, j, i], or [k, j, i, components]: the node's own memory, not to be written.
-        axes: ZYX, ZYXS for colours, ZYXC for other components.
+        array: [k, j, i], or [k, j, i, components]: the node's own memory, not to be written; or
+            all frames of a sequence, [t, k, j, i].
+        axes: ZYX, ZYXS for colours, ZYXC for other components, TZYX.
         spacing, origin: millimetres, in the order z, y, x, in LPS; after the parent transform.
         direction: [3, 3], the same order, columns are the directions of the axes.
+        box: which voxels of the node these are.
+        whole: shape of the labels of the whole node.
     """
 
-    array: np.ndarray
+    array: Any
     axes: str
     spacing: tuple[float, ...]
     origin: tuple[float, ...]
     direction: np.ndarray
+    box: tuple[slice, ...]
+    whole: tuple[int, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the labels: [k, j, i]."""
-        return self.array.shape[:3]
+        """Of the labels."""
+        return tuple(self.array.shape[: len(self.whole)])
+
+    def cropped(self, box: tuple[slice, ...]) -> VolumeImage:
+        """A part of a whole volume, with its own origin."""
+        start = np.array([along.start for along in box]) * self.spacing
+        origin = np.array(self.origin) + self.direction @ start
+        return replace(self, array=self.array[box], origin=tuple(origin.tolist()), box=box)
+
+    def placed(self, labels: np.ndarray) -> np.ndarray:
+        """Labels of this part on the grid of the whole volume; 0 outside."""
+        if self.shape == self.whole:
+            return labels
+        whole = np.zeros(self.whole, labels.dtype)
+        whole[self.box] = labels
+        return whole
 
     def reference(self) -> dict[str, Any]:
         """Fields of the engine's `ImageRef`."""
@@ -92,7 +113,40 @@ def read_volume(node: Any) -> VolumeImage:
         spacing=tuple(spacing[::-1].tolist()),
         origin=tuple(lps[2::-1, 3].tolist()),
         direction=direction[::-1, ::-1].copy(),
+        box=tuple(slice(0, size) for size in array.shape[:3]),
+        whole=array.shape[:3],
     )
+
+
+def box_of(roi: Any, volume: Any) -> tuple[slice, ...]:
+    """The voxels [k, j, i] around a region of interest; it may be oblique to the volume.
+
+    Args:
+        roi: a Markups ROI.
+        volume: a volume that `read_volume` takes.
+
+    Raises:
+        RequestError: it is no ROI, or lies outside.
+    """
+    if roi is None or not roi.IsA("vtkMRMLMarkupsROINode"):
+        raise RequestError("The region of interest is no ROI of the module Markups.")
+    corners = np.ones((4, 8))
+    corners[:3] = np.stack(np.meshgrid(*([-0.5, 0.5],) * 3)).reshape(3, 8)
+    corners[:3] *= np.array(roi.GetSize())[:, None]
+    ijk_to_world = _to_world(volume) @ matrix_of(volume.GetIJKToRASMatrix)
+    ijk = (
+        np.linalg.inv(ijk_to_world)
+        @ slicer.util.arrayFromVTKMatrix(roi.GetObjectToWorldMatrix())
+        @ corners
+    )
+    sizes = slicer.util.arrayFromVolume(volume).shape[:3]
+    low = np.clip(np.ceil(ijk[2::-1].min(1) - _ROUNDING), 0, sizes).astype(int).tolist()
+    high = np.clip(np.floor(ijk[2::-1].max(1) + _ROUNDING) + 1, 0, sizes).astype(int).tolist()
+    if any(a >= b for a, b in zip(low, high, strict=True)):
+        raise RequestError(
+            f"'{roi.GetName()}' does not touch '{volume.GetName()}'.", "Move it onto the volume."
+        )
+    return tuple(slice(a, b) for a, b in zip(low, high, strict=True))
 
 
 def matrix_of(fill: Any) -> np.ndarray:

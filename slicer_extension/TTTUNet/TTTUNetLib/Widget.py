@@ -28,6 +28,8 @@ POLL = 50
 #: Polls between two looks at Python's garbage.
 _GARBAGE_EVERY = 10
 _MOST_LOG_LINES = 2000
+#: Of a model's labels; the tool tip has all.
+_MOST_NAMES = 5
 
 
 class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
@@ -77,7 +79,8 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _connect(self) -> None:
         ui = self.ui
         ui.applyButton.connect("clicked(bool)", self.onApply)
-        ui.inputSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.onChoice)
+        for selector in (ui.inputSelector, ui.roiSelector):
+            selector.connect("currentNodeChanged(vtkMRMLNode*)", self.onChoice)
         for combo in (ui.modelSelector, ui.deviceSelector):
             combo.connect("currentIndexChanged(int)", self.onChoice)
         for box in (ui.mirrorCheckBox, ui.tableCheckBox, ui.show3DCheckBox):
@@ -126,11 +129,12 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.task.cancel()
 
     def _takeParameters(self) -> None:
-        self._wanted, volume = Parameters.load(self.settings)
+        self._wanted, volume, region = Parameters.load(self.settings)
         self._updating = True
         ui = self.ui
-        if volume is not None:
-            ui.inputSelector.setCurrentNode(volume)
+        for selector, node in ((ui.inputSelector, volume), (ui.roiSelector, region)):
+            if node is not None:
+                selector.setCurrentNode(node)
         ui.mirrorCheckBox.checked = self._wanted.mirror
         ui.tableCheckBox.checked = self._wanted.table
         ui.show3DCheckBox.checked = self._wanted.show3D
@@ -151,7 +155,8 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             table=ui.tableCheckBox.checked,
             show3D=ui.show3DCheckBox.checked,
         )
-        Parameters.save(self._wanted, ui.inputSelector.currentNode(), self.settings)
+        volume, region = ui.inputSelector.currentNode(), ui.roiSelector.currentNode()
+        Parameters.save(self._wanted, volume, region, self.settings)
         self.update()
 
     def update(self) -> None:
@@ -161,14 +166,16 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ui.applyButton.text = _("Cancel") if running else _("Apply")
         ui.applyButton.enabled = running or (ready and ui.inputSelector.currentNode() is not None)
         ui.progressBar.visible = running or bool(self._busy)
-        for control in (ui.inputSelector, ui.modelSelector, ui.deviceSelector, ui.mirrorCheckBox):
+        choices = (ui.inputSelector, ui.roiSelector, ui.modelSelector, ui.deviceSelector)
+        for control in (*choices, ui.mirrorCheckBox):
             control.enabled = not running
         idle = not running and not self._busy
         ui.installButton.text = _("Cancel") if self._busy == "install" else _("Install")
         ui.installButton.enabled = idle or self._busy == "install"
         ui.adoptButton.enabled = ui.removeButton.enabled = idle
         card = next((m for m in self._models if m["name"] == _chosen(ui.modelSelector)), None)
-        ui.modelCard.text = "" if card is None else _cardText(card)
+        ui.modelCard.text = "" if card is None else _cardLine(card)
+        ui.modelCard.toolTip = "" if card is None else _cardText(card)
 
     # Segmenting
 
@@ -187,6 +194,7 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 device=wanted.device,
                 mirror=wanted.mirror,
                 table=wanted.table,
+                roiNode=ui.roiSelector.currentNode(),
                 onProgress=self.onProgress,
                 onLog=self.log,
                 onFinished=self.onFinished,
@@ -203,9 +211,9 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onFinished(self, task: SegmentationTask) -> None:
         self.task = None
         if task.state == "done":
-            found = len(task.voxels)
-            self.say(_("{0} segments in '{1}'").format(found, task.segmentationNode.GetName()))
-            if self._wanted.show3D:
+            made = task.sequenceNode or task.segmentationNode
+            self.say(_("{0} segments in '{1}'").format(len(task.voxels), made.GetName()))
+            if self._wanted.show3D and task.segmentationNode is not None:
                 task.segmentationNode.CreateClosedSurfaceRepresentation()
         elif task.state == "failed":
             self.say(task.error)
@@ -334,15 +342,19 @@ def _choose(combo: Any, value: str) -> None:
         combo.currentIndex = index
 
 
+def _cardLine(model: dict[str, Any]) -> str:
+    names = [label["name"] for label in model["labels"]]
+    more = len(names) - _MOST_NAMES
+    shown = ", ".join(names[:_MOST_NAMES]) + (_(" and {0} more").format(more) if more > 0 else "")
+    return f"{model['dim']}D: {shown}. " + _("Licence: {0}.").format(model["card"]["licence"])
+
+
 def _cardText(model: dict[str, Any]) -> str:
     names = ", ".join(label["name"] for label in model["labels"])
     card = model["card"]
-    parts = [
-        f"{model['dim']}D, {names}. " + _("Licence: {0}.").format(card["licence"]),
-        card["description"],
-        card["limitations"],
-    ]
-    return "\n".join(part for part in parts if part)
+    return "\n\n".join(
+        part for part in (card["title"], names, card["description"], card["limitations"]) if part
+    )
 
 
 def _collectGarbage() -> None:
