@@ -10,6 +10,7 @@ from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import ScriptedLoadableModule, ScriptedLoadableModuleTest
 
 from TTTUNetLib.Logic import TTTUNetLogic
+from TTTUNetLib.SelfTest import segmentDiscs
 from TTTUNetLib.Widget import TTTUNetWidget
 
 __all__ = ["TTTUNet", "TTTUNetLogic", "TTTUNetTest", "TTTUNetWidget"]
@@ -43,7 +44,9 @@ class TTTUNetTest(ScriptedLoadableModuleTest):
     def runTest(self) -> None:
         slicer.mrmlScene.Clear()
         self.delayDisplay("Segmenting a made-up volume")
-        from TTTUNetModuleTest import segmentDiscs
-
-        segmentDiscs(TTTUNetLogic())
+        logic = TTTUNetLogic()
+        try:
+            segmentDiscs(logic)
+        finally:
+            logic.close()
         self.delayDisplay("Passed")

@@ -24,7 +24,6 @@ PYTHON = os.environ.get("TTTUNET_PYTHON", "")
 
 if AVAILABLE:
     sys.path.insert(0, str(MODULE))
-    sys.path.insert(1, str(MODULE / "Testing" / "Python"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,12 +14,12 @@ import pytest
 slicer = pytest.importorskip("slicer", reason="slicer-core is not installed: make test-slicer")
 
 import vtk  # noqa: E402
-from TTTUNetModuleTest import segmentDiscs  # noqa: E402
 
 import slicer_nodes as nodes  # noqa: E402
 from slicer_nodes import add_volume, array_on_grid, labels_of, load_volume, noise, save  # noqa: E402
 from TTTUNetLib import Results  # noqa: E402
 from TTTUNetLib.Logic import RequestError, TTTUNetLogic  # noqa: E402
+from TTTUNetLib.SelfTest import segmentDiscs  # noqa: E402
 from TTTUNetLib.Volumes import matrix_of  # noqa: E402
 
 SEGMENTATIONS = "vtkMRMLSegmentationNode"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,42 @@ def test_what_does_not_fit_is_refused_with_a_reason(project: Any, logic: Any, tm
     refused("same transform", good, checked=["liver"])
     with pytest.raises(RequestError, match="does not exist"):
         logic.client.open_project(tmp_path / "nothing")
+
+
+def test_corrections_are_learnt_and_the_new_model_is_kept_and_used(
+    scene: Any, logic: Any, tiny_3d: str, tmp_path: Path
+):
+    before = {path.name: path.read_bytes() for path in Path(tiny_3d).iterdir()}
+    project = logic.client.open_project(tmp_path / "livers", ("liver",))
+    volumes = []
+    for seed in range(3):
+        array = noise((20, 36, 36), seed) // 4
+        array[6:14, 10:26, 10:26] += 400
+        volumes.append(add_volume(array, "oblique", f"CT{seed}"))
+        labels = (array > 200).astype(np.uint8)
+        region = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "everything")
+        region.SetSize(500, 500, 500)
+        corrected = segmentation(volumes[-1], labels, ("liver",))
+        Projects.save_corrections(project, volumes[-1], corrected, region)
+    options = {"precision": "32-true", "batch_size": 2, "validate_every": 2}
+    task = logic.finetune(
+        project, tiny_3d, options={"steps": 4, "options": options}, waitForCompletion=True
+    )
+    assert task.state == "done"
+    assert {"before", "after", "improved"} <= set(task.result)
+    table = task.tableNode.GetTable()
+    assert table.GetNumberOfRows() > 1
+    assert table.GetColumnByName("Loss").GetValue(0) > 0
+    assert task.chartNode.GetNumberOfPlotSeriesNodes() == 2
+    version = task.keep()
+    assert project.model == f"models/{version.name}"
+    project.close()
+    used = logic.segment(volumes[0], model=str(version.folder), waitForCompletion=True)
+    digest = used.segmentationNode.GetAttribute("TTTUNet.ModelSha256")
+    assert digest != digest_of(tiny_3d)
+    after = {path.name: path.read_bytes() for path in Path(tiny_3d).iterdir()}
+    assert after == before, "the model it began with is untouched"
+
+
+def digest_of(folder: str) -> str:
+    return str(json.loads((Path(folder) / "model.json").read_text())["weights"]["sha256"])

@@ -32,7 +32,7 @@ CPU_TORCH = "https://download.pytorch.org/whl/cpu"
 CUDA_TORCH = "https://download.pytorch.org/whl/cu126"
 #: Without it pip would take a torch without CUDA on Windows.
 _PLAIN_TORCH_HAS_CUDA = sys.platform.startswith("linux")
-_CANDIDATES = ("python3.12", "python3.13", "python3.11", "python3.10", "python3", "python")
+_CANDIDATES = ("python3.12", "python3.13", "python3.11", "python3.10", "python3", "python", "py")
 _PROBE_TIMEOUT = 60.0
 #: What an interpreter says of itself; torch is not imported, which takes seconds.
 _PROBE = """

@@ -17,31 +17,26 @@ from typing import Any
 
 import slicer
 
-from TTTUNetLib import Results
+from TTTUNetLib import FineTuning, Results
 from TTTUNetLib.EngineClient import EngineClient, Mailbox, clean_environment
+from TTTUNetLib.FineTuning import FinetuneTask
 from TTTUNetLib.Installer import Environment, Installer
 from TTTUNetLib.Sequences import create_sequence, read_sequence
+from TTTUNetLib.Tasks import Task
 from TTTUNetLib.Volumes import RequestError, VolumeImage, box_of, read_volume
 
-__all__ = ["RequestError", "SegmentationTask", "TTTUNetLogic"]
+__all__ = ["FinetuneTask", "RequestError", "SegmentationTask", "TTTUNetLogic"]
 
 _SEQUENCE = "vtkMRMLSequenceNode"
-_LOST_HINT = "Nothing was changed; the next run starts a new worker."
 
 
-@dataclass(eq=False)
-class SegmentationTask:
-    """A volume on its way through the engine. All callbacks run in the main thread.
+@dataclass(eq=False, kw_only=True)
+class SegmentationTask(Task):
+    """A volume on its way through the engine.
 
     Attributes:
         volumeNode: what is segmented.
         model: name or folder.
-        onProgress: called with a fraction, a stage and the seconds to go (or None).
-        onLog: called with a line of text.
-        onFinished: called once with this task, whatever the outcome.
-        state: `running`, `done`, `failed` or `cancelled`.
-        error: one sentence; empty unless it failed.
-        details: of a defect, for a report.
         segmentationNode, labelmapNode, tableNode: what was made; None if not.
         sequenceNode: a sequence of segmentations, for a sequence.
         voxels: by label value.
@@ -49,40 +44,11 @@ class SegmentationTask:
 
     volumeNode: Any
     model: str
-    onProgress: Callable[[float, str, float | None], None] | None = None
-    onLog: Callable[[str], None] | None = None
-    onFinished: Callable[[SegmentationTask], None] | None = None
-    state: str = "running"
-    error: str = ""
-    details: str = ""
     segmentationNode: Any = None
     labelmapNode: Any = None
     tableNode: Any = None
     sequenceNode: Any = None
     voxels: dict[int, int] = field(default_factory=dict)
-    _job: Any = field(default=None, repr=False)
-
-    @property
-    def finished(self) -> bool:
-        return self.state != "running"
-
-    def cancel(self) -> None:
-        """End it at once; nothing is added to the scene."""
-        self._finish("cancelled")
-        if self._job is not None:
-            self._job.cancel()
-
-    def fail(self, error: str, details: str = "") -> None:
-        """End it with an error."""
-        self.details = details
-        self._finish("failed", error)
-
-    def _finish(self, state: str, error: str = "") -> None:
-        if self.finished:
-            return
-        self.state, self.error = state, error
-        if self.onFinished is not None:
-            self.onFinished(self)
 
 
 class TTTUNetLogic:
@@ -188,7 +154,7 @@ class TTTUNetLogic:
             if roiNode is not None:
                 image = image.cropped(box_of(roiNode, volumeNode))
         _ = self.client  # raises before a task is made
-        task = SegmentationTask(volumeNode, model, **callbacks)
+        task = SegmentationTask(volumeNode=volumeNode, model=model, **callbacks)
         options = {"device": device, "mirror": mirror}
 
         def start(classes: list[dict[str, Any]]) -> None:
@@ -200,10 +166,39 @@ class TTTUNetLogic:
         else:
             self.models(lambda models: start(_classes_of(model, models)))
         if waitForCompletion:
-            self.mailbox.wait(lambda: task.finished)
-            if task.state == "failed":
-                raise RequestError(task.error)
+            self._wait(task)
         return task
+
+    def finetune(
+        self,
+        project: Any,
+        model: str,
+        *,
+        waitForCompletion: bool = False,
+        options: dict[str, Any] | None = None,
+        **callbacks: Any,
+    ) -> FinetuneTask:
+        """Fit a model to the corrections of a project; the model itself is not changed.
+
+        Args:
+            project: from `client.open_project`, with corrections (`Projects.save_corrections`).
+            model: name in the library or folder.
+            waitForCompletion: come back when it is done.
+            options: arguments of `tttunet.finetune`, such as `max_minutes`.
+            callbacks: `onProgress`, `onLog` and `onFinished` of the task.
+
+        Raises:
+            RequestError: there is no engine; with `waitForCompletion` also if it failed.
+        """
+        task = FineTuning.start(self.client, project, model, options or {}, **callbacks)
+        if waitForCompletion:
+            self._wait(task)
+        return task
+
+    def _wait(self, task: Task) -> None:
+        self.mailbox.wait(lambda: task.finished)
+        if task.state == "failed":
+            raise RequestError(task.error)
 
     def _start(
         self,
@@ -214,30 +209,16 @@ class TTTUNetLogic:
         table: bool,
     ) -> None:
         client = self.client
-        messages = client.messages
 
-        def hear(_job: Any, event: Any) -> None:
-            if task.finished:
-                return
-            if isinstance(event, messages.Progress) and task.onProgress is not None:
-                task.onProgress(event.fraction, event.stage, event.eta)
-            elif isinstance(event, messages.Log) and task.onLog is not None:
-                task.onLog(f"{event.level}: {event.message}")
-            elif isinstance(event, messages.Done):
-                self._summarise(task, image, classes, event.result, table)
-            elif isinstance(event, messages.Failed):
-                task.fail(f"{event.message} {event.hint}".strip(), event.details)
-            elif isinstance(event, messages.Lost):
-                task.fail(f"{event.message} {_LOST_HINT}", "\n".join(client.engine.worker_output))
-            elif isinstance(event, messages.Cancelled):
-                task.cancel()
+        def done(result: dict[str, Any]) -> None:
+            self._summarise(task, image, classes, result, table)
 
         task._job = client.engine.segment(
             image.array,
             axes=image.axes,
             model=task.model,
             image={**image.reference(), "name": task.volumeNode.GetName()},
-            on_event=hear,
+            on_event=lambda _job, event: task.hear(client, event, done),
             **options,
         )
 
@@ -280,7 +261,7 @@ class TTTUNetLogic:
         if volume.IsA(_SEQUENCE):
             task.sequenceNode = create_sequence(volume, labels, segments, name)
             Results.write_provenance(task.sequenceNode, volume, record)
-            task._finish("done")
+            task.finish("done")
             return
         if len(segments) > Results.MOST_SEGMENTS:
             task.labelmapNode = Results.create_labelmap(volume, labels, f"{name} objects")
@@ -299,7 +280,7 @@ class TTTUNetLogic:
         for node in (task.segmentationNode, task.labelmapNode, task.tableNode):
             if node is not None:
                 Results.write_provenance(node, volume, record)
-        task._finish("done")
+        task.finish("done")
 
 
 def _is_path(model: str) -> bool:
