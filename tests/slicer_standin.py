@@ -206,6 +206,20 @@ class _ModuleWidget:
         self.reloaded = True
 
 
+class _Module:
+    """`ScriptedLoadableModule`: what Slicer calls with the module's own object."""
+
+    def __init__(self, parent: Any) -> None:
+        self.parent = parent
+
+
+class _ModuleTest:
+    """`ScriptedLoadableModuleTest`."""
+
+    def delayDisplay(self, message: str) -> None:
+        print(message)
+
+
 def install() -> None:
     """Put the stand-ins where Slicer has the real ones."""
     if "qt" in sys.modules:
@@ -221,8 +235,8 @@ def install() -> None:
     qt.QSettings = Settings  # type: ignore[attr-defined]
     ctk.ctkPathLineEdit = CtkPathLineEdit  # type: ignore[attr-defined]
     module = types.ModuleType("slicer.ScriptedLoadableModule")
-    module.ScriptedLoadableModule = object  # type: ignore[attr-defined]
-    module.ScriptedLoadableModuleTest = object  # type: ignore[attr-defined]
+    module.ScriptedLoadableModule = _Module  # type: ignore[attr-defined]
+    module.ScriptedLoadableModuleTest = _ModuleTest  # type: ignore[attr-defined]
     module.ScriptedLoadableModuleWidget = _ModuleWidget  # type: ignore[attr-defined]
     texts = types.ModuleType("slicer.i18n")
     texts.tr = lambda text: text  # type: ignore[attr-defined]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +112,24 @@ def test_broken_pictures_and_forms_are_found(tool: Any, copy: Path):
     (resources / "Icons" / "TTTUNet.png").write_bytes(b"GIF")
     (resources / "UI" / "TTTUNet.ui").write_text("<ui>")
     assert [p.partition(":")[0] for p in tool.check(copy)] == ["TTTUNet.png", "TTTUNet.ui"]
+
+
+def test_slicers_python_needs_nothing_but_numpy():
+    allowed = {*sys.stdlib_module_names, "numpy", "slicer", "vtk", "qt", "ctk"}
+    allowed |= {"TTTUNetLib", "tttunet"}  # tttunet is read from the worker's environment
+    found = {
+        f"{path.name}: {name}"
+        for path in (REPOSITORY / "slicer_extension").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in _imported(node)
+        if name.partition(".")[0] not in allowed
+    }
+    assert found == set()
+
+
+def _imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [node.module or ""]
+    return []

@@ -19,7 +19,6 @@ import slicer_nodes as nodes  # noqa: E402
 from slicer_nodes import add_volume, array_on_grid, labels_of, load_volume, noise, save  # noqa: E402
 from TTTUNetLib import Results  # noqa: E402
 from TTTUNetLib.Logic import RequestError, TTTUNetLogic  # noqa: E402
-from TTTUNetLib.SelfTest import segmentDiscs  # noqa: E402
 from TTTUNetLib.Volumes import matrix_of  # noqa: E402
 
 SEGMENTATIONS = "vtkMRMLSegmentationNode"
@@ -305,13 +304,6 @@ def test_shipped_model_numbers_nuclei_slice_by_slice_and_knows_colours(
         assert segments.GetNthSegment(0).GetName() == "nucleus 1"
 
 
-def test_the_test_that_ships_with_the_module_passes(
-    scene: Any, logic: Any, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(slicer.util, "addVolumeFromArray", lambda a, name: add_volume(a, name=name))
-    segmentDiscs(logic)
-
-
 def _discs(shape: tuple[int, int, int]) -> np.ndarray:
     image = np.random.default_rng(1).integers(5, 15, shape).astype(np.uint8)
     y, x = np.indices(shape[1:])
@@ -387,6 +379,15 @@ def test_killed_worker_is_told_and_replaced(scene: Any, logic: Any, tiny_3d: str
     assert "killed" in task.error
     assert segment(logic, volume, tiny_3d).state == "done"
     assert scene.GetNumberOfNodesByClass(SEGMENTATIONS) == 2
+
+
+def test_engine_that_is_closed_meanwhile_cancels(scene: Any, application: Any):
+    own = TTTUNetLogic()
+    task = own.segment(add_volume(noise((4, 32, 32))))
+    own.close()
+    own.mailbox.wait(lambda: task.finished)
+    assert task.state == "cancelled"
+    assert not own.connected
 
 
 def test_volume_that_is_deleted_meanwhile_gets_no_labels(scene: Any, logic: Any, tiny_3d: str):

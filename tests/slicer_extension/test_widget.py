@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,19 @@ def choose(combo: Any, value: str) -> None:
     index = combo.findData(value)
     assert index >= 0, value
     combo.currentIndex = index
+
+
+def test_module_introduces_itself_and_its_own_test_passes(
+    scene: Any, monkeypatch: pytest.MonkeyPatch
+):
+    from TTTUNet import TTTUNet, TTTUNetTest
+
+    module = TTTUNet(SimpleNamespace())
+    assert module.parent.title == "TTT-UNet"
+    assert module.parent.categories == ["Segmentation"]
+    assert "Slicer's Python is not changed" in module.parent.helpText
+    monkeypatch.setattr(slicer.util, "addVolumeFromArray", lambda a, name: add_volume(a, name=name))
+    TTTUNetTest().runTest()
 
 
 def test_from_an_empty_window_to_a_segmentation(window: Window):
@@ -265,9 +279,13 @@ def test_engine_is_adopted_and_forgotten(
     assert not ui.applyButton.enabled
 
     window.click(ui.installButton)
+    window.until(lambda: bool(asked))
     assert "Slicer's own Python is not changed" in asked[0]
     assert [*tmp_path.iterdir()] == [], "the user did not agree"
 
+    ui.wheelsPath.currentPath = str(tmp_path)
+    window.click(ui.installButton)
+    window.until(lambda: "no wheels" in window.status)
     ui.pythonPath.currentPath = str(tmp_path / "nothing")
     window.click(ui.adoptButton)
     window.until(lambda: "does not exist" in ui.environmentLabel.text)

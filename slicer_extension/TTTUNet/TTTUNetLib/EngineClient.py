@@ -29,13 +29,12 @@ import slicer
 from TTTUNetLib.Installer import Environment
 from TTTUNetLib.Volumes import RequestError
 
-#: Variables that Slicer's launcher sets for itself and that would mislead another Python.
+#: Variables that Slicer's launcher sets for itself and that would mislead another Python, beside
+#: those that never reach the worker (PYTHONHOME, PYTHONPATH).
 _LAUNCHER = (
     "LD_LIBRARY_PATH",
     "DYLD_LIBRARY_PATH",
     "PATH",
-    "PYTHONHOME",
-    "PYTHONPATH",
     "PYTHONNOUSERSITE",
     "QT_PLUGIN_PATH",
     "SSL_CERT_FILE",

@@ -386,10 +386,7 @@ def _checkout() -> Path | None:
 
 def _variables(changed: Mapping[str, str | None] | None) -> dict[str, str]:
     """The process environment for another Python."""
-    hidden: dict[str, Any] = {
-        "PYTHONHOME": None,
-        "PYTHONPATH": None,
-        "PIP_REQUIRE_VIRTUALENV": None,
-    }
-    merged = {**os.environ, **hidden, **dict(changed or {})}
+    own: dict[str, Any] = dict.fromkeys(("PYTHONHOME", "PYTHONPATH", "PIP_REQUIRE_VIRTUALENV"))
+    own["PYTHONSAFEPATH"] = "1"  # no module of the folder that Slicer was started in
+    merged = {**os.environ, **own, **dict(changed or {})}
     return {name: value for name, value in merged.items() if value is not None}

@@ -1,8 +1,10 @@
-"""What the module does, without a window.
+"""What the module does, without a window; in Slicer's Python console:
 
-from TTTUNetLib.Logic import TTTUNetLogic
-task = TTTUNetLogic().segment(volumeNode, model="nuclei", waitForCompletion=True)
-task.segmentationNode
+    from TTTUNet import TTTUNetLogic
+    task = TTTUNetLogic().segment(volumeNode, model="nuclei", waitForCompletion=True)
+    task.segmentationNode
+
+All nodes, tasks and callbacks belong to the main thread.
 """
 
 from __future__ import annotations
@@ -153,13 +155,15 @@ class TTTUNetLogic:
             image = read_volume(volumeNode)
             if roiNode is not None:
                 image = image.cropped(box_of(roiNode, volumeNode))
-        _ = self.client  # raises before a task is made
+        client = self.client
         task = SegmentationTask(volumeNode=volumeNode, model=model, **callbacks)
         options = {"device": device, "mirror": mirror}
 
         def start(classes: list[dict[str, Any]]) -> None:
-            if not task.finished:
-                self._start(task, image, classes, options, table)
+            if client is not self._client:  # closed while the models were read
+                task.cancel()
+            elif not task.finished:
+                self._start(client, task, image, classes, options, table)
 
         if _is_path(model):
             start(_classes_in(Path(model).expanduser()))
@@ -202,14 +206,13 @@ class TTTUNetLogic:
 
     def _start(
         self,
+        client: EngineClient,
         task: SegmentationTask,
         image: VolumeImage,
         classes: list[dict[str, Any]],
         options: dict[str, Any],
         table: bool,
     ) -> None:
-        client = self.client
-
         def done(result: dict[str, Any]) -> None:
             self._summarise(task, image, classes, result, table)
 

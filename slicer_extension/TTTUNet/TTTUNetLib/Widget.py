@@ -276,11 +276,12 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self._busy == "install":
             self.installer.cancel()
             return
-        try:
-            wheels = self.ui.wheelsPath.currentPath
-            plan = self.installer.plan(_chosen(self.ui.computeSelector), wheels or None)
-        except RequestError as error:
-            self.say(str(error))
+        compute, wheels = _chosen(self.ui.computeSelector), self.ui.wheelsPath.currentPath
+        self._work("plan", lambda: self.installer.plan(compute, wheels or None), self._onPlan)
+
+    def _onPlan(self, plan: Any) -> None:
+        if isinstance(plan, Exception):
+            self.say(str(plan))
             return
         if not slicer.util.confirmOkCancelDisplay(plan.summary):
             return
