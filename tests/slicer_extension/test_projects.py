@@ -100,6 +100,18 @@ def test_region_is_vouched_for_and_edits_are_saved_again(
     np.testing.assert_array_equal(seen["vouched"] > 0, vouched)
 
 
+def test_two_volumes_of_one_name_are_two_images(project: Any):
+    labels = np.ones((4, 20, 20), np.uint8)
+    for seed in range(2):
+        volume = add_volume(noise((4, 20, 20), seed), name="CT")
+        Projects.save_corrections(project, volume, segmentation(volume, labels), checked=["liver"])
+    assert len(project.images) == len({image.path for image in project.images}) == 2
+    for reference, seed in zip(project.images, range(2), strict=True):
+        volume, _ = Projects.open_corrections(project, reference)
+        np.testing.assert_array_equal(slicer.util.arrayFromVolume(volume), noise((4, 20, 20), seed))
+    assert project.problems == []
+
+
 @pytest.mark.parametrize("how", ["copy", "reference"])
 @pytest.mark.parametrize("name", ["hippocampus", "oblique", "left-handed"])
 def test_what_napari_began_opens_in_slicer(

@@ -6,6 +6,8 @@ learn from it. `project` is a `tttunet.projects.Project`, see `EngineClient.open
 
 from __future__ import annotations
 
+import filecmp
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,6 +64,9 @@ def save_corrections(
         raise RequestError(f"'{volume.GetName()}' has several components.", "Choose a scalar one.")
     box = None if region is None else box_of(region, volume)
     numbers = {name: number for number, name in project.classes.items()}
+    for name in checked:
+        if name not in numbers:
+            raise RequestError(f"There is no class '{name}'.", f"There are {', '.join(numbers)}.")
     labels = _labels(volume, segmentation, numbers)
     reference = project.add_image(
         _saved(volume, project.folder / _VOLUMES),
@@ -73,8 +78,6 @@ def save_corrections(
     corrections = project.corrections(reference)
     _, vouched = corrections.read(reference.bounds)
     for name in checked:
-        if name not in numbers:
-            raise RequestError(f"There is no class '{name}'.", f"There are {', '.join(numbers)}.")
         vouched = vouch_object(labels, vouched, numbers[name])
     corrections.write(reference.bounds, labels, vouched)
     if box is not None:
@@ -116,11 +119,18 @@ def _saved(volume: Any, folder: Path) -> Path:
     """The volume as a file in the project, in the order of its own slices."""
     folder.mkdir(exist_ok=True)
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", volume.GetName()).strip("-") or "volume"
-    path = folder / f"{plain}.nrrd"
+    fresh = folder / f".new-{plain}.nrrd"
     storage = slicer.vtkMRMLVolumeArchetypeStorageNode()
-    storage.SetFileName(str(path))
+    storage.SetFileName(str(fresh))
     if not storage.WriteData(volume):
-        raise RequestError(f"'{path}' cannot be written.", "Free some space.")
+        raise RequestError(f"'{folder}' cannot be written to.", "Free some space.")
+    for known in sorted(folder.glob(f"{plain}*.nrrd")):
+        if filecmp.cmp(known, fresh, shallow=False):
+            fresh.unlink()
+            return known
+    names = (f"{plain}{f'-{n}' if n > 1 else ''}.nrrd" for n in itertools.count(1))
+    path = next(folder / name for name in names if not (folder / name).exists())
+    fresh.rename(path)
     return path
 
 
