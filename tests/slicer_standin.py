@@ -66,7 +66,6 @@ class QMRMLNodeComboBox(QtWidgets.QComboBox):
         super().__init__(parent)
         self.scene: Any = None
         self.nodes: list[Any] = [None]
-        self.types: list[str] = []
         self._listeners: list[Any] = []
         self.currentIndexChanged.connect(self._tell)
 
@@ -78,9 +77,9 @@ class QMRMLNodeComboBox(QtWidgets.QComboBox):
 
     def refresh(self) -> None:
         chosen = self.currentNode()
-        self.types = list((self.dynamicPropertyNames() and self.property("nodeTypes")) or [])
+        types = list(self.property("nodeTypes") or [])
         every = [self.scene.GetNthNode(i) for i in range(self.scene.GetNumberOfNodes())]
-        self.nodes = [None, *(n for n in every if any(n.IsA(kind) for kind in self.types))]
+        self.nodes = [None, *(n for n in every if any(n.IsA(kind) for kind in types))]
         self.blockSignals(True)
         self.clear()
         self.addItems(["None" if node is None else node.GetName() for node in self.nodes])
@@ -90,8 +89,7 @@ class QMRMLNodeComboBox(QtWidgets.QComboBox):
             self._tell()
 
     def currentNode(self) -> Any:
-        index = QtWidgets.QComboBox.currentIndex
-        place = index.fget(self) if isinstance(index, property) else self.currentIndex()
+        place: Any = self.currentIndex  # a property since `install`
         return self.nodes[place] if 0 <= place < len(self.nodes) else None
 
     def setCurrentNode(self, node: Any) -> None:
@@ -157,7 +155,7 @@ class _Loader(QUiLoader):
         return widget
 
 
-class Settings(dict):
+class Settings:
     """In place of QSettings, so that no test meets another's."""
 
     shared: dict[str, str] = {}  # noqa: RUF012
