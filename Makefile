@@ -10,7 +10,7 @@ export PYTHON EXTRAS CONSTRAINTS
 RUN := .venv/bin/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint typecheck format clean
+.PHONY: help setup demo test test-slow test-slicer lint typecheck format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -28,6 +28,13 @@ test: setup ## run the fast tests
 test-slow: setup ## run the slow tests
 	$(RUN) pytest -m slow
 
+test-slicer: setup ## run the tests of the Slicer extension, in .venv-slicer
+	test -x .venv-slicer/bin/python || .venv/bin/python -m venv .venv-slicer
+	.venv-slicer/bin/python -m pip install -q "pip>=25.1"
+	.venv-slicer/bin/python -m pip install -q --group slicer-test
+	TTTUNET_PYTHON=$(CURDIR)/$(firstword $(RUN)) QT_QPA_PLATFORM=offscreen \
+		.venv-slicer/bin/python -m pytest tests/slicer_extension
+
 lint: setup ## check style and formatting
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
@@ -41,4 +48,4 @@ typecheck: setup ## check types
 
 clean: ## remove caches and build products, keep .venv
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +

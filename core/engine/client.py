@@ -75,6 +75,7 @@ class Engine(Lane):
         grace: seconds that a cancelled job has before its process is ended.
         deliver: calls the function it is given, in the thread that is to hear events, without
             waiting for it; None: they are heard in background threads.
+        environment: variables that the worker sees otherwise than the client; None: not at all.
     """
 
     def __init__(
@@ -82,9 +83,10 @@ class Engine(Lane):
         python: str | Path | None = None,
         grace: float = GRACE,
         deliver: Callable[[Callable[[], None]], object] | None = None,
+        environment: Mapping[str, str | None] | None = None,
     ) -> None:
-        super().__init__(python, grace, deliver)
-        self._python = python
+        super().__init__(python, grace, deliver, environment)
+        self._python, self._environment = python, environment
         self._light: Lane | None = None
         self._making = threading.Lock()
 
@@ -102,7 +104,9 @@ class Engine(Lane):
         """
         with self._making:
             if self._light is None and not self._closed:
-                self._light = Lane(self._python, self.grace, self.deliver, light=True)
+                self._light = Lane(
+                    self._python, self.grace, self.deliver, self._environment, light=True
+                )
         return (self._light or self).submit(job)
 
     def _submit_for_maps(self, job: Job) -> Job:

@@ -6,7 +6,7 @@ import atexit
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Lane:
         grace: seconds that a cancelled job has before its process is ended.
         deliver: calls the function it is given, in the thread that is to hear events, without
             waiting for it; None: they are heard in background threads.
+        environment: variables that the worker sees otherwise than the client; None: not at all.
         light: the worker shall not load torch.
     """
 
@@ -44,11 +45,12 @@ class Lane:
         python: str | Path | None = None,
         grace: float = GRACE,
         deliver: Callable[[Callable[[], None]], object] | None = None,
+        environment: Mapping[str, str | None] | None = None,
         light: bool = False,
     ) -> None:
         self.grace = grace
         self.deliver = deliver
-        self._worker = WorkerProcess(python, light)
+        self._worker = WorkerProcess(python, environment, light)
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._running: Job | None = None

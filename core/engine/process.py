@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class WorkerProcess:
 
     Args:
         python: interpreter; None: as PYTHON_VARIABLE says, else the client's own.
+        environment: variables that it sees otherwise than the client; None: not at all.
         light: it shall not load torch to say of itself what it has.
 
     Attributes:
@@ -58,9 +59,15 @@ class WorkerProcess:
         output: the last lines that it wrote to its error stream.
     """
 
-    def __init__(self, python: str | Path | None = None, light: bool = False) -> None:
+    def __init__(
+        self,
+        python: str | Path | None = None,
+        environment: Mapping[str, str | None] | None = None,
+        light: bool = False,
+    ) -> None:
         self.light = light
         self.python = str(python or os.environ.get(PYTHON_VARIABLE) or sys.executable)
+        self._environment = dict(environment or {})
         self.about: dict[str, Any] = {}
         self.output: deque[str] = deque(maxlen=OUTPUT_LINES)
         self._service: Any = None
@@ -110,6 +117,7 @@ class WorkerProcess:
         environment: dict[str, str | None] = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
         if program != sys.executable:
             environment |= {"PYTHONHOME": None, "PYTHONPATH": None}
+        environment |= self._environment
         command = (program, "-m", "tttunet.engine.worker")
         self._service = Service(Path(sys.prefix), environment, *command)
         self._service._error_lines = self.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from tttunet.engine import process
 from tttunet.engine.client import Engine
-from tttunet.engine.messages import Hello
+from tttunet.engine.messages import Hello, ListModels
 
 from .conftest import Heard, finish, noise
 
@@ -133,3 +134,11 @@ def test_client_needs_numpy_and_appose_only(models, engine: Engine, tmp_path: Pa
     assert ran.stdout.splitlines()[0].endswith(f" {labels.result['labels'].sum()}")
     assert ran.stdout.splitlines()[1] == "[]"
     assert importlib.util.find_spec("torch") is not None  # it could have been imported
+
+
+def test_worker_sees_other_variables_than_the_client(models, tmp_path: Path):
+    shutil.copytree(models[2, "instance"], tmp_path / "mine")
+    with Engine(environment={"TTTUNET_MODELS": str(tmp_path)}) as engine:
+        found = finish(engine.request(ListModels())).result["models"]
+    assert "mine" in [model["name"] for model in found]
+    assert os.environ.get("TTTUNET_MODELS") != str(tmp_path)

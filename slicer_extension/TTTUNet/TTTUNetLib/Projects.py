@@ -1,0 +1,212 @@
+"""Corrected segments in the project format that napari uses, and back.
+
+A project holds images, labels and what the user vouches for; `tttunet finetune` and the engine
+learn from it. `project` is a `tttunet.projects.Project`, see `EngineClient.open_project`.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import slicer
+from vtk.util.numpy_support import vtk_to_numpy
+
+from TTTUNetLib import Results
+from TTTUNetLib.Volumes import RequestError, box_of, matrix_of, read_volume
+
+_MILLIMETERS = {"micrometer": 1e-3, "millimeter": 1.0, "": 1.0}
+_RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
+#: Geometry may deviate by so much, in voxels: NIfTI headers have float32.
+_SAME_GRID = 1e-3
+_VOLUMES = "volumes"
+
+
+def save_corrections(
+    project: Any,
+    volume: Any,
+    segmentation: Any,
+    region: Any = None,
+    checked: Sequence[str] = (),
+) -> Any:
+    """Put the segments of a volume into a project, with what is right about them.
+
+    The volume is saved in the project as it is in the scene: Slicer turns the slices of some files
+    round, so that the file it came from may have another order.
+
+    Args:
+        project: open for writing.
+        volume: scalar volume.
+        segmentation: its segments are called like classes of the project; the last one wins
+            where they overlap.
+        region: a Markups ROI inside which everything is right, background included.
+        checked: names of segments that are right, with a rim of background.
+
+    Returns:
+        The project's `ImageReference`.
+
+    Raises:
+        RequestError: nothing is vouched for, or names or transforms do not fit.
+    """
+    from tttunet.projects import Region, vouch_object
+
+    if region is None and not checked:
+        raise RequestError(
+            "Nothing is said to be right.", "Check segments, or draw a region that is complete."
+        )
+    image = read_volume(volume)
+    if image.axes != "ZYX":
+        raise RequestError(f"'{volume.GetName()}' has several components.", "Choose a scalar one.")
+    box = None if region is None else box_of(region, volume)
+    numbers = {name: number for number, name in project.classes.items()}
+    for name in checked:
+        if name not in numbers:
+            raise RequestError(f"There is no class '{name}'.", f"There are {', '.join(numbers)}.")
+    labels = _labels(volume, segmentation, numbers)
+    reference = project.add_image(
+        _saved(volume, project.folder / _VOLUMES),
+        name=volume.GetName(),
+        axes=image.axes,
+        shape=image.shape,
+        **_local_geometry(volume),
+    )
+    corrections = project.corrections(reference)
+    _, vouched = corrections.read(reference.bounds)
+    for name in checked:
+        vouched = vouch_object(labels, vouched, numbers[name])
+    corrections.write(reference.bounds, labels, vouched)
+    if box is not None:
+        bounds = tuple((along.start, along.stop) for along in box)
+        corrections.complete(Region(bounds), labels[box])
+    corrections.record()
+    return reference
+
+
+def _labels(volume: Any, segmentation: Any, numbers: dict[str, int]) -> np.ndarray:
+    """Class numbers [k, j, i] on the volume's grid."""
+    if segmentation.GetParentTransformNode() is not volume.GetParentTransformNode():
+        raise RequestError(
+            "Volume and segmentation are not under the same transform.",
+            "Put both under the same one, or harden them.",
+        )
+    labels = np.zeros(read_volume(volume).shape, np.int32)
+    grid = Results.oriented_image(volume, labels.astype(np.uint8))
+    content = segmentation.GetSegmentation()
+    for place in range(content.GetNumberOfSegments()):
+        segment = content.GetNthSegment(place)
+        if segment.GetName() not in numbers:
+            raise RequestError(
+                f"The segment '{segment.GetName()}' is no class of the project.",
+                f"Call it one of {', '.join(numbers)}, or delete it.",
+            )
+        part, whole = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
+        name = content.GetNthSegmentID(place)
+        if not segmentation.GetBinaryLabelmapRepresentation(name, part) or part.IsEmpty():
+            continue
+        resample = slicer.vtkOrientedImageDataResample
+        resample.ResampleOrientedImageToReferenceOrientedImage(part, grid, whole)
+        mask = vtk_to_numpy(whole.GetPointData().GetScalars())
+        labels[mask.reshape(labels.shape) > 0] = numbers[segment.GetName()]
+    return labels
+
+
+def _saved(volume: Any, folder: Path) -> Path:
+    """The volume as a file in the project, in the order of its own slices."""
+    folder.mkdir(exist_ok=True)
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", volume.GetName()).strip("-") or "volume"
+    fresh = folder / f".new-{plain}.nrrd"
+    storage = slicer.vtkMRMLVolumeArchetypeStorageNode()
+    storage.SetFileName(str(fresh))
+    if not storage.WriteData(volume):
+        raise RequestError(f"'{folder}' cannot be written to.", "Free some space.")
+    for known in sorted(folder.glob(f"{plain}*.nrrd")):
+        if filecmp.cmp(known, fresh, shallow=False):
+            fresh.unlink()
+            return known
+    names = (f"{plain}{f'-{n}' if n > 1 else ''}.nrrd" for n in itertools.count(1))
+    path = next(folder / name for name in names if not (folder / name).exists())
+    fresh.rename(path)
+    return path
+
+
+def _local_geometry(volume: Any) -> dict[str, Any]:
+    """Of the volume before its parent transform, as its file has it."""
+    local = matrix_of(volume.GetIJKToRASMatrix)
+    spacing = np.array(volume.GetSpacing())
+    direction = _RAS_TO_LPS[:, None] * local[:3, :3] / spacing
+    return {
+        "spacing": spacing[::-1].tolist(),
+        "origin": (_RAS_TO_LPS * local[:3, 3])[::-1].tolist(),
+        "direction": direction[::-1, ::-1],
+        "unit": "millimeter",
+    }
+
+
+def open_corrections(project: Any, reference: Any) -> tuple[Any, Any]:
+    """A volume node and a segmentation node of an image of a project, whoever began it.
+
+    Args:
+        project: open.
+        reference: one of `project.images`, a 3D image with one channel.
+
+    Raises:
+        RequestError: the file is gone, or the image is of another kind.
+    """
+    from tttunet.errors import TTTUNetError
+
+    if reference.axes != "ZYX":
+        raise RequestError(
+            f"'{reference.name}' has the axes {reference.axes}.", "Slicer opens ZYX only."
+        )
+    try:
+        path = project.path_of(reference)
+    except TTTUNetError as error:
+        raise RequestError(error.message, error.hint) from error
+    volume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", reference.name)
+    if reference.copied:
+        slicer.util.updateVolumeFromArray(volume, np.load(path, allow_pickle=False))
+        volume.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(_ijk_to_ras(reference)))
+    else:
+        storage = slicer.vtkMRMLVolumeArchetypeStorageNode()
+        storage.SetFileName(str(path))
+        storage.SetCenterImage(0)
+        if not storage.ReadData(volume):
+            slicer.mrmlScene.RemoveNode(volume)
+            raise RequestError(f"Slicer cannot read '{path}'.")
+    labels, _ = project.corrections(reference).read(reference.bounds)
+    labels = _as_in_slicer(labels, reference, volume)
+    classes = [{"value": value, "name": name} for value, name in project.classes.items()]
+    found = Results.summarise(labels)
+    wanted = Results.segment_labels(found.voxels, classes, project.task)
+    name = f"{reference.name} corrections"
+    return volume, Results.create_segmentation(volume, found.labels, wanted, name)
+
+
+def _ijk_to_ras(reference: Any) -> np.ndarray:
+    scale = _MILLIMETERS[reference.unit]
+    direction = np.array(reference.direction)[::-1, ::-1]
+    matrix = np.eye(4)
+    matrix[:3, :3] = _RAS_TO_LPS[:, None] * direction * (np.array(reference.spacing)[::-1] * scale)
+    matrix[:3, 3] = _RAS_TO_LPS * np.array(reference.origin)[::-1] * scale
+    return matrix
+
+
+def _as_in_slicer(labels: np.ndarray, reference: Any, volume: Any) -> np.ndarray:
+    """Labels in the order of the volume's slices, which Slicer may have turned round."""
+    wanted, there = _ijk_to_ras(reference), matrix_of(volume.GetIJKToRASMatrix)
+    turned = wanted.copy()
+    turned[:3, 3] += wanted[:3, 2] * (len(labels) - 1)
+    turned[:3, 2] *= -1
+    tolerance = _SAME_GRID * min(volume.GetSpacing())
+    for matrix, step in ((wanted, 1), (turned, -1)):
+        if np.allclose(matrix, there, atol=tolerance):
+            return np.ascontiguousarray(labels[::step])
+    raise RequestError(
+        f"'{reference.name}' lies elsewhere than when it was corrected.",
+        "Put the old file back, or add the new one as another image.",
+    )

@@ -1,0 +1,375 @@
+"""The window of the module: shows what the logic and the installer do, and decides nothing.
+
+Everything that takes time runs elsewhere; a timer brings what was told in the meantime.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from typing import Any
+
+import ctk
+import qt
+import slicer
+import vtk
+from slicer.i18n import tr as _
+from slicer.ScriptedLoadableModule import ScriptedLoadableModuleWidget
+from slicer.util import VTKObservationMixin
+
+from TTTUNetLib import Parameters
+from TTTUNetLib.EngineClient import clean_environment
+from TTTUNetLib.Installer import Installer
+from TTTUNetLib.Logic import SegmentationTask, TTTUNetLogic
+from TTTUNetLib.Volumes import RequestError
+
+#: Milliseconds between two polls.
+POLL = 50
+#: Polls between two looks at Python's garbage.
+_GARBAGE_EVERY = 10
+_MOST_LOG_LINES = 2000
+#: Of a model's labels; the tool tip has all.
+_MOST_NAMES = 5
+
+
+class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """Input, model, Apply, progress; the engine and the log in sections of their own."""
+
+    def __init__(self, parent: Any = None) -> None:
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self.logic: Any = None
+        self.installer: Any = None
+        self.settings: Any = None
+        self.task: SegmentationTask | None = None
+        self._busy = ""
+        self._models: list[dict[str, Any]] = []
+        self._wanted = Parameters.Parameters()
+        self._updating = False
+        self._polls = 0
+
+    def setup(self) -> None:
+        """Build the window; no worker starts."""
+        ScriptedLoadableModuleWidget.setup(self)
+        form = slicer.util.loadUI(self.resourcePath("UI/TTTUNet.ui"))
+        self.layout.addWidget(form)
+        self.ui = slicer.util.childWidgetVariables(form)
+        form.setMRMLScene(slicer.mrmlScene)
+        self.logic = TTTUNetLogic()
+        self.installer = Installer(variables=clean_environment())
+        self.settings = qt.QSettings()
+        self.ui.logText.setMaximumBlockCount(_MOST_LOG_LINES)
+        self.ui.computeSelector.addItem(_("CPU"), "cpu")
+        self.ui.computeSelector.addItem(_("NVIDIA GPU (CUDA)"), "cuda")
+        self.ui.deviceSelector.addItem(_("automatic"), "auto")
+        self.ui.deviceSelector.addItem(_("CPU"), "cpu")
+        self.ui.wheelsPath.filters = ctk.ctkPathLineEdit.Dirs
+        self._connect()
+        scene = slicer.mrmlScene
+        self.addObserver(scene, slicer.vtkMRMLScene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(scene, slicer.vtkMRMLScene.EndCloseEvent, self.onSceneEndClose)
+        self.addObserver(scene, slicer.vtkMRMLScene.NodeRemovedEvent, self.onNodeRemoved)
+        self._takeParameters()
+        self.timer = qt.QTimer()
+        self.timer.setInterval(POLL)
+        self.timer.connect("timeout()", self.onPoll)
+        self.timer.start()
+        self.checkEnvironment()
+
+    def _connect(self) -> None:
+        ui = self.ui
+        ui.applyButton.connect("clicked(bool)", self.onApply)
+        for selector in (ui.inputSelector, ui.roiSelector):
+            selector.connect("currentNodeChanged(vtkMRMLNode*)", self.onChoice)
+        for combo in (ui.modelSelector, ui.deviceSelector):
+            combo.connect("currentIndexChanged(int)", self.onChoice)
+        for box in (ui.mirrorCheckBox, ui.tableCheckBox, ui.show3DCheckBox):
+            box.connect("toggled(bool)", self.onChoice)
+        ui.installButton.connect("clicked(bool)", self.onInstall)
+        ui.adoptButton.connect("clicked(bool)", self.onAdopt)
+        ui.removeButton.connect("clicked(bool)", self.onRemove)
+
+    def cleanup(self) -> None:
+        """End what runs; called when the module is reloaded or Slicer closes."""
+        self.timer.stop()
+        self.removeObservers()
+        if self.task is not None:
+            self.task.onFinished = None
+            self.task.cancel()
+        self.installer.cancel()
+        self.logic.close()
+        gc.enable()
+
+    def onReload(self) -> None:
+        """Forget the library too, so that its files are read again."""
+        for name in [*sys.modules]:
+            if name.partition(".")[0] == "TTTUNetLib":
+                del sys.modules[name]
+        ScriptedLoadableModuleWidget.onReload(self)
+
+    def onPoll(self) -> None:
+        """Hear what the background threads told."""
+        self.logic.mailbox.pump()
+        self._polls += 1
+        if self.logic.connected and self._polls % _GARBAGE_EVERY == 0:
+            _collectGarbage()
+
+    # The scene
+
+    def onSceneStartClose(self, caller: Any, event: Any) -> None:
+        if self.task is not None:
+            self.task.cancel()
+
+    def onSceneEndClose(self, caller: Any, event: Any) -> None:
+        self._takeParameters()
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def onNodeRemoved(self, caller: Any, event: Any, node: Any) -> None:
+        if self.task is not None and node is self.task.volumeNode:
+            self.task.cancel()
+
+    def _takeParameters(self) -> None:
+        self._wanted, volume, region = Parameters.load(self.settings)
+        self._updating = True
+        ui = self.ui
+        for selector, node in ((ui.inputSelector, volume), (ui.roiSelector, region)):
+            if node is not None:
+                selector.setCurrentNode(node)
+        ui.mirrorCheckBox.checked = self._wanted.mirror
+        ui.tableCheckBox.checked = self._wanted.table
+        ui.show3DCheckBox.checked = self._wanted.show3D
+        _choose(ui.deviceSelector, self._wanted.device)
+        _choose(ui.modelSelector, self._wanted.model)
+        self._updating = False
+        self.update()
+
+    def onChoice(self, *_args: Any) -> None:
+        """A control was changed."""
+        if self._updating:
+            return
+        ui = self.ui
+        self._wanted = Parameters.Parameters(
+            model=_chosen(ui.modelSelector) or self._wanted.model,
+            device=_chosen(ui.deviceSelector) or "auto",
+            mirror=ui.mirrorCheckBox.checked,
+            table=ui.tableCheckBox.checked,
+            show3D=ui.show3DCheckBox.checked,
+        )
+        volume, region = ui.inputSelector.currentNode(), ui.roiSelector.currentNode()
+        Parameters.save(self._wanted, volume, region, self.settings)
+        self.update()
+
+    def update(self) -> None:
+        """Enable what can be used now, and say why the rest cannot."""
+        ui, running = self.ui, self.task is not None
+        ready = self.logic.connected and bool(self._models) and not self._busy
+        ui.applyButton.text = _("Cancel") if running else _("Apply")
+        ui.applyButton.enabled = running or (ready and ui.inputSelector.currentNode() is not None)
+        ui.progressBar.visible = running or bool(self._busy)
+        choices = (ui.inputSelector, ui.roiSelector, ui.modelSelector, ui.deviceSelector)
+        for control in (*choices, ui.mirrorCheckBox):
+            control.enabled = not running
+        idle = not running and not self._busy
+        ui.installButton.text = _("Cancel") if self._busy == "install" else _("Install")
+        ui.installButton.enabled = idle or self._busy == "install"
+        ui.adoptButton.enabled = ui.removeButton.enabled = idle
+        card = next((m for m in self._models if m["name"] == _chosen(ui.modelSelector)), None)
+        ui.modelCard.text = "" if card is None else _cardLine(card)
+        ui.modelCard.toolTip = "" if card is None else _cardText(card)
+
+    # Segmenting
+
+    def onApply(self, *_args: Any) -> None:
+        """Segment, or cancel."""
+        if self.task is not None:
+            self.task.cancel()
+            return
+        ui, wanted = self.ui, self._wanted
+        self.say(_("Starting"))
+        ui.progressBar.value = 0
+        try:
+            self.task = self.logic.segment(
+                ui.inputSelector.currentNode(),
+                model=wanted.model,
+                device=wanted.device,
+                mirror=wanted.mirror,
+                table=wanted.table,
+                roiNode=ui.roiSelector.currentNode(),
+                onProgress=self.onProgress,
+                onLog=self.log,
+                onFinished=self.onFinished,
+            )
+        except RequestError as error:
+            self.say(str(error))
+        self.update()
+
+    def onProgress(self, fraction: float, stage: str, eta: float | None) -> None:
+        left = "" if not eta else ", " + _("{0:.0f} s left").format(eta)
+        self.ui.progressBar.value = round(100 * fraction)
+        self.say(f"{stage} {fraction:.0%}{left}", log=False)
+
+    def onFinished(self, task: SegmentationTask) -> None:
+        self.task = None
+        if task.state == "done":
+            made = task.sequenceNode or task.segmentationNode
+            self.say(_("{0} segments in '{1}'").format(len(task.voxels), made.GetName()))
+            if self._wanted.show3D and task.segmentationNode is not None:
+                task.segmentationNode.CreateClosedSurfaceRepresentation()
+        elif task.state == "failed":
+            self.say(task.error)
+            self.log(task.details)
+        else:
+            self.say(_("Cancelled; nothing was changed."))
+        self.update()
+
+    # The engine
+
+    def checkEnvironment(self) -> None:
+        """Look in the background whether there is an engine, and connect it."""
+        self._work("check", self.installer.environment, self._onEnvironment)
+
+    def _work(self, name: str, work: Any, then: Any) -> None:
+        self._busy = name
+        self.update()
+
+        def done(result: Any) -> None:
+            self._busy = ""
+            then(result)
+            self.update()
+
+        self.logic.mailbox.compute(work, done)
+
+    def _onEnvironment(self, found: Any) -> None:
+        if isinstance(found, Exception):
+            self.ui.environmentLabel.text = str(found)
+            self.ui.engineButton.collapsed = False
+            self.say(_("The engine is not ready: see Engine."))
+            return
+        self.ui.environmentLabel.text = str(found)
+        try:
+            self.logic.connect(found)
+        except RequestError as error:
+            self.ui.environmentLabel.text = str(error)
+            return
+        self.say(_("Reading the list of models"), log=False)
+        self.logic.models(self._onModels)
+
+    def _onModels(self, models: list[dict[str, Any]]) -> None:
+        self._models = [model for model in models if model["error"] is None]
+        self._updating = True
+        self.ui.modelSelector.clear()
+        for model in self._models:
+            self.ui.modelSelector.addItem(f"{model['name']}: {model['title']}", model["name"])
+        _choose(self.ui.modelSelector, self._wanted.model)
+        for device in self.logic.client.engine.about.get("devices", []):
+            if device != "cpu" and self.ui.deviceSelector.findData(device) < 0:
+                self.ui.deviceSelector.addItem(device, device)
+        _choose(self.ui.deviceSelector, self._wanted.device)
+        self._updating = False
+        self.say(_("Ready") if models else _("The engine cannot be started: see Log."))
+        if not models:
+            self.log("\n".join(self.logic.client.engine.worker_output))
+        self.update()
+
+    def onInstall(self, *_args: Any) -> None:
+        """Make the environment after the user agreed, or cancel that."""
+        if self._busy == "install":
+            self.installer.cancel()
+            return
+        compute, wheels = _chosen(self.ui.computeSelector), self.ui.wheelsPath.currentPath
+        self._work("plan", lambda: self.installer.plan(compute, wheels or None), self._onPlan)
+
+    def _onPlan(self, plan: Any) -> None:
+        if isinstance(plan, Exception):
+            self.say(str(plan))
+            return
+        if not slicer.util.confirmOkCancelDisplay(plan.summary):
+            return
+        mailbox, logic = self.logic.mailbox, self.logic
+
+        def tell(stage: str, fraction: float, line: str) -> None:
+            mailbox.put(lambda: self._onInstalling(stage, fraction, line))
+
+        logic.close()
+        self._models = []
+        self._work("install", lambda: self.installer.install(plan, tell), self._onEnvironment)
+
+    def _onInstalling(self, stage: str, fraction: float, line: str) -> None:
+        self.ui.progressBar.value = round(100 * fraction)
+        self.say(stage, log=False)
+        self.log(line)
+
+    def onAdopt(self, *_args: Any) -> None:
+        """Use an interpreter that has napari-tttunet."""
+        python = self.ui.pythonPath.currentPath
+        self._work("adopt", lambda: self.installer.adopt(python), self._onEnvironment)
+
+    def onRemove(self, *_args: Any) -> None:
+        """Delete the environment."""
+        question = _("Delete the engine's environment in '{0}'?").format(self.installer.folder)
+        if not slicer.util.confirmOkCancelDisplay(question):
+            return
+        self.logic.close()
+        self._models = []
+        self.ui.modelSelector.clear()
+
+        def remove() -> Any:
+            self.installer.remove()
+            return self.installer.environment()
+
+        self._work("remove", remove, self._onEnvironment)
+
+    # What is said
+
+    def say(self, text: str, log: bool = True) -> None:
+        """Show a sentence below the button."""
+        self.ui.statusLabel.text = text
+        if log:
+            self.log(text)
+
+    def log(self, text: str) -> None:
+        """Add lines to the section Log."""
+        if text.strip():
+            self.ui.logText.appendPlainText(text)
+
+
+def _chosen(combo: Any) -> str:
+    return str(combo.itemData(combo.currentIndex) or "")
+
+
+def _choose(combo: Any, value: str) -> None:
+    index = combo.findData(value)
+    if index >= 0:
+        combo.currentIndex = index
+
+
+def _cardLine(model: dict[str, Any]) -> str:
+    names = [label["name"] for label in model["labels"]]
+    more = len(names) - _MOST_NAMES
+    shown = ", ".join(names[:_MOST_NAMES]) + (_(" and {0} more").format(more) if more > 0 else "")
+    return f"{model['dim']}D: {shown}. " + _("Licence: {0}.").format(model["card"]["licence"])
+
+
+def _cardText(model: dict[str, Any]) -> str:
+    names = ", ".join(label["name"] for label in model["labels"])
+    card = model["card"]
+    return "\n\n".join(
+        part for part in (card["title"], names, card["description"], card["limitations"]) if part
+    )
+
+
+def _collectGarbage() -> None:
+    """Collect reference cycles in the main thread only.
+
+    The engine's threads would else destroy nodes and widgets that Slicer must destroy itself.
+    """
+    gc.disable()
+    due = [
+        generation
+        for generation, (count, limit) in enumerate(
+            zip(gc.get_count(), gc.get_threshold(), strict=True)
+        )
+        if limit and count > limit
+    ]
+    if due:
+        gc.collect(due[-1])
