@@ -35,7 +35,12 @@ FORMATS = (
 ENDING = "_labels"
 #: Fields of a batch file that have no control here, and what they usually are; those of a file
 #: that was opened are kept.
-_KEPT: dict[str, Any] = {"tile": [], "overlap": 0.25}
+_KEPT: dict[str, Any] = {
+    "tile": [],
+    "overlap": 0.25,
+    "adaptation": "tile",
+    "adaptation_map": False,
+}
 
 
 class BatchForm(QWidget):
