@@ -38,11 +38,14 @@ def get_reader(path: Paths) -> Callable[[Paths], list[LayerData]] | None:
 def read(path: Paths) -> list[LayerData]:
     """The layers of a file, of a folder with DICOM series, or of several of these.
 
-    A series whose files are named one by one is read as one volume.
+    A series whose files are named one by one is read as one volume. What is odd about a file is
+    shown as a warning of napari.
 
     Raises:
         ImageError: see `tttunet.imaging.load_image`.
     """
+    from napari.utils.notifications import show_warning
+
     from tttunet.imaging import load_image
     from tttunet.imaging.readers import load_dicom
 
@@ -54,6 +57,9 @@ def read(path: Paths) -> list[LayerData]:
         images.extend(_chosen_series(slices))
     else:
         images.extend(image for p in slices for image in load_dicom(p))
+    for image in images:
+        for note in image.notes:
+            show_warning(note)
     return [layer for image in images for layer in image_layers(image, _kind(image))]
 
 

@@ -85,6 +85,7 @@ class Choices:
         several = [self.bounds(i) for i in range(max(len(self.parts), 1))]
         largest = max(several, key=lambda part: math.prod(b - a for a, b in part))
         array = layer_array(self.layer, self.level, largest)
+        fields = image_fields(self.layer, self.axes, self.level, largest)
         sizes = {
             letter: size
             for letter, size in zip(self.axes, array.shape, strict=True)
@@ -100,6 +101,7 @@ class Choices:
             mirror=self.mirror,
             adaptation=self.adaptation,
             adaptation_map=bool(self.adapted),
+            **{name: fields[name] for name in ("spacing", "unit", "direction") if name in fields},
         )
 
     def request(self, path: str) -> messages.Segment:

@@ -25,7 +25,7 @@ import numpy as np
 from napari_tttunet.demo import SIZE, virtual_screen
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
-PATIENCE = 120
+PATIENCE = 400
 #: Seconds until napari has drawn everything.
 DRAWN = 0.8
 PLUGIN = "napari-tttunet"

@@ -76,7 +76,8 @@ def plan_finetune(
     Returns:
         `train` and `held_out`: numbers of labelled parts; `steps` at most (None if only the time
         is limited) and `minutes` at most (None without limit); `pixels` per step; `rate`: seconds
-        per pixel of a segmentation with the model in this process, None if there was none.
+        per pixel of the last segmentation with the model in this process; None if there was none
+        but the first, which is slow.
 
     Raises:
         TTTUNetError: the project cannot be trained on, or the model is unknown.
@@ -93,7 +94,8 @@ def plan_finetune(
         folder = resolve(request.model).resolve()
         config = read_config(folder)
         device = str(pick_device(str(options.get("device", "auto"))))
-        rate = models.rates.get((folder, device, "tile", False))
+        key = folder, device, "tile", False
+        rate = models.rates[key] if key in models.warm else None
     else:
         config = initial_model(None, material, "new", seed).config
     chosen = dict(options.get("options") or {})

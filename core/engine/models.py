@@ -21,11 +21,13 @@ class LoadedModels:
     Attributes:
         rates: seconds per pixel of the network's last run, by folder, device, mode of adaptation
             and whether its map was made.
+        warm: those of them that are not of a first run, which is slow.
     """
 
     def __init__(self) -> None:
         self._models: OrderedDict[Path, tuple[tuple[Any, ...], Model]] = OrderedDict()
         self.rates: dict[tuple[Path, str, str, bool], float] = {}
+        self.warm: set[tuple[Path, str, str, bool]] = set()
 
     def get(self, name_or_path: str) -> tuple[Path, Model]:
         """The folder and the model, on the CPU.

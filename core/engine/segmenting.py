@@ -153,7 +153,10 @@ def segment_in_memory(
             stitch_on_cpu=way.stitch_on_cpu,
             **options,
         )
-        models.rates[(folder, way.device, *how)] = result.seconds / need(way).work
+        key = folder, way.device, *how
+        if key in models.rates:
+            models.warm.add(key)
+        models.rates[key] = result.seconds / need(way).work
         return result
 
     ways = rungs(model.config, target, tile or automatic_tile(model.config))

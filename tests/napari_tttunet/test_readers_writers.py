@@ -14,6 +14,7 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from napari.layers import Image, Labels, Layer
+from napari.utils.notifications import notification_manager
 from npe2 import PluginManager, PluginManifest
 
 from dicom_files import write_series
@@ -322,3 +323,15 @@ def test_napari_opens_and_saves_a_real_volume(
     assert Path(written) == path
     assert geometry(sitk.ReadImage(str(path))) == geometry(sitk.ReadImage(str(source)))
     np.testing.assert_array_equal(load_labels(path).array, truth.data)
+
+
+def test_what_is_odd_about_a_file_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere.nii"
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((3, 4, 5), np.uint8)), str(path))
+    raw = bytearray(path.read_bytes())
+    raw[252:256] = bytes(4)  # neither qform nor sform
+    path.write_bytes(raw)
+    before = len(notification_manager.records)
+    opened(path)
+    told = [record.message for record in notification_manager.records[before:]]
+    assert told == [f"'{path}' does not say how it is oriented; its axes are taken for LPS."]
