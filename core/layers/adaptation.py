@@ -2,7 +2,8 @@
 
 A TTT layer starts every tile from its learned state and takes a gradient step per mini-batch of
 tokens. `Adaptation` changes this for a network while it is entered: no steps at all, a state that
-goes on from tile to tile of one image, or scans in both orders. It also keeps the layer's own
+goes on from tile to tile of one image, scans in both orders, or steps only where the loss is not
+small already (the paper's future work 2). It also keeps the layer's own
 self-supervised loss, 1/2 ||LN(f(k)) - (v - k)||^2 of every token, from before the first step and
 after the last: where it was large before, the image was unlike what the layer knew.
 """
@@ -26,6 +27,8 @@ from tttunet.layers.ttt import InnerLoop
 #: in both orders and averaged.
 Mode = Literal["off", "tile", "image", "both"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+#: Logit of a learning rate of zero.
+_NO_STEP = -200.0
 
 
 class Adaptation:
@@ -43,16 +46,25 @@ class Adaptation:
         mode: see `Mode`.
         keep_losses: compute the losses for `loss_maps`; doubles or triples the time of the TTT
             layers.
+        gate: a mini-batch makes no step if the mean loss of its tokens, per channel and at the
+            state that the tile starts from, is lower. To know that, the tokens are read once
+            without steps; a layer whose mini-batches all stay below is done with that.
 
     Raises:
         ModelError: there is no such mode.
     """
 
-    def __init__(self, network: nn.Module, mode: Mode = "tile", keep_losses: bool = False) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        mode: Mode = "tile",
+        keep_losses: bool = False,
+        gate: float = 0.0,
+    ) -> None:
         if mode not in MODES:
             raise ModelError(f"There is no adaptation '{mode}'.", f"There are {', '.join(MODES)}.")
         self._loops = [module for module in network.modules() if isinstance(module, InnerLoop)]
-        self._mode, self._keep = mode, keep_losses
+        self._mode, self._keep, self._gate = mode, keep_losses, gate
         self._states: dict[InnerLoop, tuple[Tensor, ...]] = {}
         self._losses: dict[InnerLoop, Tensor] = {}
 
@@ -96,18 +108,41 @@ class Adaptation:
             settings = {**settings, "bidirectional": True}
         run = _Operator(loop, coefficient, settings)
         if self._mode != "image":
-            result = run(tokens, None if self._mode == "off" else lr, run.initial)
+            result = self._read(run, tokens, None if self._mode == "off" else lr, run.initial)
             self._keep_losses(loop, run, tokens, result)
             return result.output
         outputs = []
         for sample in range(len(lr)):
             part = slice(sample, sample + 1)
             one: Any = tuple(x[part] for x in tokens)
-            result = run(one, lr[part], self._states.get(loop, run.initial))
+            result = self._read(run, one, lr[part], self._states.get(loop, run.initial))
             self._states[loop] = run.last(result)
             outputs.append(result.output)
             self._keep_losses(loop, run, one, result, sample)
         return torch.cat(outputs)
+
+    def _read(
+        self,
+        run: _Operator,
+        tokens: tuple[Tensor, Tensor, Tensor],
+        lr: Tensor | None,
+        state: tuple[Tensor, ...],
+    ) -> kernels.TTTResult:
+        """Run the operator, without the steps that the gate forbids."""
+        if lr is None or self._gate <= 0:
+            return run(tokens, lr, state)
+        still = run(tokens, None, state)
+        size = run.mini_batch
+        parts = run.mean_loss(still.losses).split(size, dim=1)
+        closed = self._closed(torch.stack([part.mean(1) for part in parts], dim=1))
+        if closed.all():
+            return still
+        by_token = closed.repeat_interleave(size, dim=1)[:, None, : lr.shape[2]]
+        return run(tokens, lr.masked_fill(by_token, _NO_STEP), state)
+
+    def _closed(self, losses: Tensor) -> Tensor:
+        """Which mini-batches make no step; losses: [batch, mini-batches]."""
+        return losses < self._gate
 
     def _keep_losses(
         self,
@@ -160,6 +195,7 @@ class _Operator:
         self._run: Any = kernels.ttt_linear_with_state if linear else kernels.ttt_mlp_with_state
         self._norm = (loop.norm_weight, loop.norm_bias)
         self._coefficient, self._settings = coefficient, settings
+        self.mini_batch = len(coefficient)
         self._both = settings["bidirectional"]
         #: The learned state.
         self.initial = loop.initial_state

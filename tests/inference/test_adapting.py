@@ -75,6 +75,41 @@ def test_both_is_the_mean_of_the_two_orders(bidirectional):
         torch.testing.assert_close(loop(*tokens), (there + back) / 2, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("mode", ["tile", "image"])
+@torch.inference_mode()
+def test_gated_mini_batches_make_no_step(mode):
+    loop, tokens = loop_and_tokens("linear")
+    tokens = [x[:1] for x in tokens]
+    free = loop(*tokens)
+    with Adaptation(loop, "off"):
+        still = loop(*tokens)
+    with Adaptation(loop, mode, gate=1e6):
+        torch.testing.assert_close(loop(*tokens), still)
+    seen = []
+
+    class Second(Adaptation):
+        def _closed(self, losses):
+            seen.append(losses)
+            return torch.arange(losses.shape[1])[None] == 1
+
+    with Second(loop, mode, gate=1.0):
+        gated = loop(*tokens)
+    torch.testing.assert_close(gated[:, :16], free[:, :16], atol=1e-5, rtol=1e-4)
+    # The third mini-batch finds the state that the first has left, as if it were the second.
+    without = [torch.cat((x[:, :16], x[:, 32:]), 1) for x in tokens]
+    torch.testing.assert_close(gated[:, 32:], loop(*without)[:, 16:], atol=1e-5, rtol=1e-4)
+    assert (gated[:, 16:] - free[:, 16:]).abs().max() > 1e-3
+    (losses,) = seen
+    assert losses.shape == (1, 6)
+    with Adaptation(loop, mode, keep_losses=True) as kept:
+        loop(*tokens)
+        before = kept._losses[loop][:, 0]
+    expected = torch.stack([part.mean(1) for part in before.split(16, 1)], 1)
+    torch.testing.assert_close(losses, expected)
+    with Adaptation(loop, mode, gate=float(losses.min()) * 0.99):
+        torch.testing.assert_close(loop(*tokens), free, atol=1e-5, rtol=1e-4)
+
+
 @torch.inference_mode()
 def test_losses_are_those_of_the_definition():
     loop, tokens = loop_and_tokens("linear")
