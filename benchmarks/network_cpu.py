@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from paired import Peer, ratio, run_in_turns
+from paired import Peer, ratio, rounds_slower, run_in_turns
 from record import write_result
 
 from tttunet.networks import NetworkConfig, build_network, released_config
@@ -252,14 +252,19 @@ def measure(case: str, peers: list[str], rounds: int, threads: int) -> dict[str,
         "skipped": skipped,
         "ours": mine.times.summary(),
         "peers": {
-            name: {**peer.times.summary(), "ratio": ratio(peer.times, mine.times)}
+            name: {
+                **peer.times.summary(),
+                "ratio": ratio(peer.times, mine.times),
+                "rounds_slower": rounds_slower(peer.times, mine.times),
+            }
             for name, peer in running.items()
         },
     }
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Markdown; ratios are medians over the rounds of peer / ours, in brackets the extremes."""
+def table(results: list[dict[str, Any]], rounds: int) -> str:
+    """Markdown; ratios are medians over the rounds of peer / ours, in brackets the extremes, and in
+    how many rounds the peer took longer."""
     lines = [
         "| network | by | ms, median (quartiles) | CPU ms | slower than ours | error |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -271,6 +276,7 @@ def table(results: list[dict[str, Any]]) -> str:
             times = f"{1e3 * row['wall_median']:.0f} ({low:.0f} to {high:.0f})"
             middle, least, most = row.get("ratio", (1, 1, 1))
             slower = f"{middle:.2f} ({least:.2f} to {most:.2f})" if name != "ours" else ""
+            slower += f", in {row['rounds_slower']} of {rounds}" if name != "ours" else ""
             error = f"{result['errors'][name]:.0e}" if name in result["errors"] else ""
             head = result["case"] if name == "ours" else ""
             cpu = f"{1e3 * row['cpu_median']:.0f}"
@@ -292,8 +298,8 @@ def main() -> None:
     results = []
     for case in options.cases:
         results.append(measure(case, options.peers, options.rounds, options.threads))
-        print(table(results[-1:]), flush=True)
-    text = table(results)
+        print(table(results[-1:], options.rounds), flush=True)
+    text = table(results, options.rounds)
     if not options.no_record:
         result = {"threads": options.threads, "rounds": options.rounds, "cases": results}
         write_result("network_cpu", result).with_suffix(".md").write_text(text + "\n")

@@ -98,6 +98,11 @@ def ratio(slow: Times, fast: Times) -> tuple[float, float, float]:
     return statistics.median(ratios), min(ratios), max(ratios)
 
 
+def rounds_slower(slow: Times, fast: Times) -> int:
+    """In how many rounds `slow` took longer."""
+    return sum(a > b for a, b in zip(slow.wall, fast.wall, strict=True))
+
+
 def _serve(
     connection: Connection, setup: Callable[..., Callable[[], Any]], arguments: Any, threads: int
 ) -> None:
