@@ -98,7 +98,7 @@ def main() -> None:
             operators[number] += watched.seconds
             whole[number] += seconds
     for number, (row, gate) in enumerate(zip(rows, gates, strict=True)):
-        row["skipped"] = round(row["skipped"] / row.pop("count"), 3) if gate else 0.0
+        row["skipped"] = round(row["skipped"] / max(row.pop("count"), 1), 3)
         row |= {
             "gate": gate if np.isfinite(gate) else -1.0,
             "f1_pooled": round(pool(scores[number])[0].f1, 4),
