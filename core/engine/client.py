@@ -90,6 +90,11 @@ class Engine(Lane):
         self._light: Lane | None = None
         self._making = threading.Lock()
 
+    @property
+    def short_worker_pid(self) -> int | None:
+        """Of the second worker, as `worker_pid` is of the first."""
+        return None if self._light is None else self._light.worker_pid
+
     def __enter__(self) -> Engine:
         return self
 

@@ -183,15 +183,18 @@ def test_the_truth_lies_on_the_same_pixels(viewer: Any, dock: ResultsDock) -> No
 def test_a_worker_that_is_killed_and_a_comparison_that_is_cancelled(
     viewer: Any, dock: ResultsDock, qtbot: Any
 ) -> None:
+    pair_with_one_of_each(viewer)
+    click(qtbot, dock, "results_scores")
+    compared(qtbot, dock, viewer, "pred: comparison")  # the worker is there from now on
+    viewer.layers.clear()
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 2**30, (3000, 3000)).astype(np.int32)
     viewer.add_labels(noise, name="truth")
     viewer.add_labels(noise[::-1].copy(), name="pred")
-    click(qtbot, dock, "results_scores")
     click(qtbot, dock, "results_compare")
     note = find(dock, "results_compare_note")
     qtbot.waitUntil(lambda: note.text() == "Comparing ...", timeout=PATIENCE)
-    os.kill(session().engine.worker_pid, signal.SIGKILL)
+    os.kill(session().engine.short_worker_pid, signal.SIGKILL)
     qtbot.waitUntil(dock.form.problem.isVisible, timeout=PATIENCE)
     assert "ended unexpectedly" in find(dock, "message_text").text()
     click(qtbot, dock, "results_compare")
