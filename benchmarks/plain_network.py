@@ -9,7 +9,7 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tttunet import kernels
 from tttunet.kernels import cpu_norm
@@ -21,6 +21,11 @@ def use_plain_operators() -> None:
     """Replace the fast layers of this process by plain ones, for good."""
     residual._WinogradWhereFaster.forward = _convolve
     residual._MatrixProduct.forward = _convolve
+    for up, transposed in (
+        (residual.UpConv2d, nn.ConvTranspose2d),
+        (residual.UpConv3d, nn.ConvTranspose3d),
+    ):
+        up.forward = transposed.forward
     residual._NormWithActivation.forward = _norm
     for module in (plain_unet, ttt_unet):
         module.to_channels_last = lambda x: x

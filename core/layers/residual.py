@@ -10,13 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tttunet import kernels
-from tttunet.kernels import cpu_norm, cpu_winograd
+from tttunet.kernels import cpu_norm, cpu_transposed, cpu_winograd
 from tttunet.layers.upsampled import convolve_upsampled, pays, project_upsampled
 
 NEGATIVE_SLOPE = 0.01
 Build = Callable[..., nn.Module]
 CONV: dict[int, Build] = {2: nn.Conv2d, 3: nn.Conv3d}
-CONV_TRANSPOSE: dict[int, Build] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
 def to_channels_last(x: Tensor) -> Tensor:
@@ -127,9 +126,30 @@ class PointwiseConv3d(_MatrixProduct, nn.Conv3d):
     """[batch, C, D, H, W] -> [batch, outputs, D, H, W], kernel 1, stride 1."""
 
 
+class _ProductsInBackward:
+    """A transposed convolution whose stride is its kernel."""
+
+    weight: Any
+    bias: Any
+
+    def forward(self, x: Tensor) -> Tensor:
+        if cpu_transposed.pays(x, self.weight):
+            return cpu_transposed.convolution(x, self.weight, self.bias)
+        return super().forward(x)  # type: ignore[misc]
+
+
+class UpConv2d(_ProductsInBackward, nn.ConvTranspose2d):
+    """[batch, C, H, W] -> [batch, outputs, H * stride, W * stride]."""
+
+
+class UpConv3d(_ProductsInBackward, nn.ConvTranspose3d):
+    """[batch, C, D, H, W] -> [batch, outputs, D * stride, H * stride, W * stride]."""
+
+
 INSTANCE_NORM: dict[int, Build] = {2: InstanceNorm2d, 3: InstanceNorm3d}
 _SAME_CONV: dict[int, Build] = {2: SameConv2d, 3: SameConv3d}
 _POINTWISE_CONV: dict[int, Build] = {2: PointwiseConv2d, 3: PointwiseConv3d}
+_UP_CONV: dict[int, Build] = {2: UpConv2d, 3: UpConv3d}
 
 
 def same_conv(
@@ -151,6 +171,13 @@ def pointwise_conv(
     """Convolution with kernel 1."""
     build = (_POINTWISE_CONV if stride in (1, (1,) * dim) else CONV)[dim]
     return build(in_channels, out_channels, 1, stride)
+
+
+def up_conv(
+    dim: int, in_channels: int, out_channels: int, stride: tuple[int, ...] | int
+) -> nn.Module:
+    """Transposed convolution whose kernel is its stride."""
+    return _UP_CONV[dim](in_channels, out_channels, stride, stride)
 
 
 def instance_norm(dim: int, channels: int) -> nn.Module:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from tttunet.layers.residual import (
-    CONV_TRANSPOSE,
     NEGATIVE_SLOPE,
     initialise,
     instance_norm,
     pointwise_conv,
     same_conv,
     to_channels_last,
+    up_conv,
 )
 from tttunet.networks.config import NetworkConfig
 from tttunet.networks.shape import check_input
@@ -71,10 +71,7 @@ class PlainUNet(nn.Module):
         )
         levels = range(n - 2, -1, -1)
         self.upsample = nn.ModuleList(
-            CONV_TRANSPOSE[dim](
-                features[s + 1], features[s], config.strides[s + 1], config.strides[s + 1]
-            )
-            for s in levels
+            up_conv(dim, features[s + 1], features[s], config.strides[s + 1]) for s in levels
         )
         self.decoder = nn.ModuleList(
             ConvStage(dim, 2 * features[s], features[s], config.kernel_sizes[s], 1, convs)

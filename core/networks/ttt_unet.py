@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from tttunet.layers.block import PaperMixer, ReleasedMixer, TTTBuildingBlock
 from tttunet.layers.residual import (
-    CONV_TRANSPOSE,
     ResidualStage,
     initialise,
     pointwise_conv,
     to_channels_last,
+    up_conv,
 )
 from tttunet.layers.ttt import InnerLoop
 from tttunet.networks.config import NetworkConfig
@@ -116,7 +116,7 @@ class Decoder(nn.Module):
             )
             upsample: nn.Module
             if config.flavour == "paper":
-                upsample = CONV_TRANSPOSE[dim](below, features, stride, stride)
+                upsample = up_conv(dim, below, features, stride)
             else:
                 upsample = NearestUpsample(dim, below, features, stride)
             self.upsample.append(upsample)
