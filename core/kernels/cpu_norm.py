@@ -212,7 +212,7 @@ class _InstanceNorm(torch.autograd.Function):
         out = torch.empty_like(x)
         mean, rstd = _forward(x, weight, bias, residual, eps, slope, out)
         ctx.save_for_backward(x, weight, mean, rstd, *(() if slope == 1 else (out,)))
-        ctx.slope, ctx.eps, ctx.has_residual = slope, eps, residual is not None
+        ctx.slope, ctx.has_residual = slope, residual is not None
         return out
 
     @staticmethod
@@ -229,19 +229,7 @@ class _InstanceNorm(torch.autograd.Function):
             torch.ops.aten.leaky_relu_backward.grad_input(grad, *out, ctx.slope, True, grad_input=g)
         of_weight, of_bias = torch.empty_like(mean), torch.empty_like(mean)
         for n, sample in enumerate(x):
-            # PyTorch's BatchNorm knows channels-last maps; of its gradients only the sums.
-            _, of_weight[n], of_bias[n] = torch.ops.aten.native_batch_norm_backward(
-                g[n : n + 1],
-                x[n : n + 1],
-                weight,
-                None,
-                None,
-                mean[n],
-                rstd[n],
-                True,
-                ctx.eps,
-                [False, True, True],
-            )
+            of_weight[n], of_bias[n] = _sums(rows, sample, g[n], mean[n], rstd[n])
             # dx = weight rstd (g - mean(g) - xhat mean(g xhat)), linear in g and x.
             of_g = weight.to(dtype) * rstd[n]
             of_x = -of_g * rstd[n] * of_weight[n] / math.prod(sample.shape[1:])
@@ -256,6 +244,20 @@ class _InstanceNorm(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _sums(rows: _Rows, x: Tensor, g: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of g * xhat and of g over the positions of a sample, [C] each.
+
+    PyTorch's BatchNorm knows channels-last maps; of its gradients only the sums. Whole rows as
+    channels make it up to four times as fast, most where C is no multiple of a vector's length.
+    """
+    wide = [s.movedim(0, -1).reshape(-1, rows.repeat * len(s)).t()[None, ..., None] for s in (g, x)]
+    mean, rstd = rows.spread(mean), rows.spread(rstd)
+    _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+        *wide, None, None, None, mean, rstd, True, 0.0, [False, True, True]
+    )
+    return rows.gather(of_weight), rows.gather(of_bias)
 
 
 def _combine(
