@@ -93,8 +93,11 @@ class _WinogradWhereFaster:
 
         A constant vanishes in a norm. The bias stays among the parameters, with gradient zero.
         """
-        y = self(x, add_bias=False)  # type: ignore[operator]
-        return y, 0 * self.bias if torch.is_grad_enabled() else None
+        return self(x, add_bias=False), self.no_shift()  # type: ignore[operator]
+
+    def no_shift(self) -> Tensor | None:
+        """Zeros [outputs] for the bias's gradient."""
+        return 0 * self.bias if torch.is_grad_enabled() else None
 
 
 class SameConv2d(_WinogradWhereFaster, nn.Conv2d):
@@ -242,7 +245,7 @@ class ResidualBlock(nn.Module):
             return self(x if skip is None else torch.cat((x, skip), dim=1))
         y = convolve_upsampled(low, skip, factors, conv.weight)
         residual = project_upsampled(low, skip, factors, project.weight)
-        return self._rest(y, None, residual, project.bias)
+        return self._rest(y, conv.no_shift(), residual, project.bias)
 
     def _rest(
         self, y: Tensor, shift: Tensor | None, residual: Tensor, residual_shift: Tensor | None

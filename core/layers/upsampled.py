@@ -4,16 +4,19 @@ After upsampling by two a kernel of three taps reads two different values per ax
 even place sees w0 of the value before and w1 + w2 of its own, one at an odd place w0 + w1 of its
 own and w2 of the next. So each of the 4 (in 3D 8) phases of the output is a convolution of the
 small map with 2 x 2 (x 2) taps: 4/9 (8/27) of the multiplications, and neither the upsampled map
-nor the concatenation is written. For inference.
+nor the concatenation is written.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tttunet.kernels import cpu_winograd
 
@@ -39,7 +42,6 @@ def pays(low: Tensor, skip: Tensor | None, factors: tuple[int, ...], weight: Ten
         and all(f == 1 or (f, k) == (2, 3) for f, k in zip(factors, weight.shape[2:], strict=True))
         # Winograd's saving on the whole is larger.
         and not cpu_winograd.enough_channels(weight)
-        and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
@@ -75,18 +77,37 @@ def project_upsampled(
     """The same for a 1x1 convolution."""
     matrix, own = weight.flatten(1), low.shape[1]
     small = F.linear(low.movedim(1, -1), matrix[:, :own])
-    # [batch, H, 1, W, 1, outputs]: every value meets all the places it covers.
-    spread = small
-    for axis in range(len(factors)):
-        spread = spread.unsqueeze(2 + 2 * axis)
+    spread = _Spread.apply(small, factors)
     if skip is None:
-        size = [n for pair in zip(small.shape[1:-1], factors, strict=True) for n in pair]
-        y = spread.expand(len(low), *size, small.shape[-1])
+        y = spread
     else:
         y = F.linear(skip.movedim(1, -1), matrix[:, own:])
         y = _split(y, factors).add_(spread)
     shape = [n * f for n, f in zip(small.shape[1:-1], factors, strict=True)]
     return y.reshape(len(low), *shape, small.shape[-1]).contiguous().movedim(-1, 1)
+
+
+class _Spread(torch.autograd.Function):
+    """[batch, H, W, C] -> [batch, H, f, W, f, C], a view: every value at all places it covers.
+
+    PyTorch's own gradient, a sum over the axes of length two, takes eight times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, small: Tensor, factors: tuple[int, ...]) -> Tensor:
+        ctx.factors, size = factors, []
+        for axis, factor in enumerate(factors):
+            size += [small.shape[1 + 2 * axis], factor]
+            small = small.unsqueeze(2 + 2 * axis)
+        return small.expand(len(small), *size, small.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        for axis, factor in enumerate(ctx.factors):
+            places = grad.unbind(2 + axis)
+            grad = places[0] if factor == 1 else places[0] + places[1]
+        return grad, None
 
 
 def _fold(weight: Tensor, factors: tuple[int, ...]) -> Tensor:
@@ -113,15 +134,58 @@ def _split(rows: Tensor, factors: tuple[int, ...]) -> Tensor:
 def _interleave(
     parts: Tensor, low_size: torch.Size, factors: tuple[int, ...], y: Tensor | None
 ) -> Tensor:
-    """Put (or add, if y is given) every phase to its places."""
-    rows = parts.movedim(1, -1)
-    outputs = rows.shape[-1] // 2 ** factors.count(2)
-    if y is None:
-        size = [n * f for n, f in zip(low_size, factors, strict=True)]
-        target = rows.new_empty(len(rows), *size, outputs)
-    else:
-        target = y.movedim(1, -1)
-    split = _split(target, factors)
+    """Put (or add, if y is given) every phase to its places; y may be overwritten."""
+    return _Interleave.apply(parts, low_size, factors, y)
+
+
+class _Interleave(torch.autograd.Function):
+    """Gradients of the phases are read off in one pass each."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, parts: Tensor, low_size: torch.Size, factors: tuple[int, ...], y: Tensor | None
+    ) -> Tensor:
+        rows = parts.movedim(1, -1)
+        outputs = rows.shape[-1] // 2 ** factors.count(2)
+        if y is None:
+            size = [n * f for n, f in zip(low_size, factors, strict=True)]
+            target = rows.new_empty(len(rows), *size, outputs)
+        else:
+            ctx.mark_dirty(y)
+            target = y.movedim(1, -1)
+        for part, places in _phases(rows, target, low_size, factors):
+            if y is None:
+                places.copy_(part)
+            else:
+                places.add_(part)
+        ctx.rows, ctx.low_size, ctx.factors, ctx.has_y = (
+            rows.shape,
+            low_size,
+            factors,
+            y is not None,
+        )
+        return target.movedim(-1, 1) if y is None else y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # The margins that no output reads have no gradient.
+        rows = grad.new_zeros(ctx.rows)
+        for part, places in _phases(rows, grad.movedim(1, -1), ctx.low_size, ctx.factors):
+            part.copy_(places)
+        return rows.movedim(-1, 1), None, None, grad if ctx.has_y else None
+
+
+def _phases(
+    rows: Tensor, target: Tensor, low_size: torch.Size, factors: tuple[int, ...]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Views of every phase in the parts and in the interleaved map.
+
+    Args:
+        rows: [batch, *positions of the parts, phases * outputs].
+        target: [batch, *low_size * factors, outputs].
+    """
+    outputs, split = target.shape[-1], _split(target, factors)
     for number, phase in enumerate(itertools.product(*(range(f) for f in factors))):
         part = rows[..., number * outputs : (number + 1) * outputs]
         places = split
@@ -129,8 +193,4 @@ def _interleave(
             part = part.narrow(1 + axis, p, n)
             # Each select removes the axis of the phase behind the axis of the small map.
             places = places.select(2 + axis, p)
-        if y is None:
-            places.copy_(part)
-        else:
-            places.add_(part)
-    return target.movedim(-1, 1)
+        yield part, places

@@ -62,17 +62,24 @@ def test_stage_gives_the_same_both_ways(size, factors, with_skip, monkeypatch):
     monkeypatch.setattr(
         "tttunet.layers.residual.convolve_upsampled", lambda *a: used.append(1) or original(*a)
     )
+    inputs = [t.requires_grad_() for t in (low, skip) if t is not None]
+    tensors = [*inputs, *stage.parameters()]
     expected = stage(concatenated(low, factors, skip))
-    with_gradients = stage.forward_upsampled(low, factors, skip)
-    assert not used, "it is for inference"
-    with torch.inference_mode():
-        y = stage.forward_upsampled(low, factors, skip)
+    assert not used
+    y = stage.forward_upsampled(low, factors, skip)
     assert used
-    torch.testing.assert_close(with_gradients, expected)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    cotangent = torch.randn_like(expected)
+    # None is unused: processes that train together wait for the gradient of every parameter.
+    gradients = torch.autograd.grad(y, tensors, cotangent)
+    for gradient, reference in zip(
+        gradients, torch.autograd.grad(expected, tensors, cotangent), strict=True
+    ):
+        torch.testing.assert_close(gradient, reference, rtol=1e-3, atol=1e-3)
+    with torch.inference_mode():
+        torch.testing.assert_close(stage.forward_upsampled(low, factors, skip), y)
 
 
-@torch.no_grad()
 def test_pays_only_where_it_is_right():
     low, skip = make((4, 6), (2, 2), True)
     weight = torch.randn(6, 7, 3, 3)
@@ -82,7 +89,5 @@ def test_pays_only_where_it_is_right():
     assert not upsampled.pays(low.contiguous(), skip, (2, 2), weight)
     assert not upsampled.pays(low.double(), skip.double(), (2, 2), weight.double())
     assert not upsampled.pays(low, skip, (2, 2), torch.randn(256, 256, 3, 3))
-    with torch.enable_grad():
-        assert not upsampled.pays(low, skip, (2, 2), weight)
     with torch.autocast("cpu", torch.bfloat16):
         assert not upsampled.pays(low, skip, (2, 2), weight)
