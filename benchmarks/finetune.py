@@ -16,7 +16,7 @@ Every run is added to `runs/rows.jsonl` and to the result when it ends, and is n
 the script is started again with the same folder. The result lists what was not run.
 
     python benchmarks/finetune.py DATA runs --quick
-    python benchmarks/finetune.py DATA runs --train-without histology_purple --minutes 60
+    python benchmarks/finetune.py DATA runs --train-without histology_purple
     python benchmarks/finetune.py DATA runs --trained runs/without-histology_purple/ttt/model \\
         --plain runs/without-histology_purple/identity/model
 """
@@ -48,6 +48,11 @@ REGION = 256
 #: Name of the data set, and the task that its labels are for.
 SETS = {"histo_monuseg": "instance", "blood_wbc": "semantic", "em_isbi2012": "semantic"}
 NUCLEI = "nuclei_dsb2018"
+#: A quarter of the recipe's operations per step.
+SMALLER: dict[str, Any] = {
+    "network": {"features": [16, 32, 64, 112, 160]},
+    "plan": {"patch_size": [192, 192]},
+}
 _TRIES = 8
 
 
@@ -212,7 +217,10 @@ class Benchmark:
         }
 
     def train_without(self, modality: str) -> None:
-        """Train the network of the recipe `nuclei` without a modality, with and without TTT."""
+        """Train a smaller network by the recipe `nuclei` without a modality, with and without TTT.
+
+        Both make the same number of steps, so that other programs cannot favour one.
+        """
         source = json.loads((self.data / NUCLEI / "dataset.json").read_text())
         folder = self.output / f"without-{modality}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -232,8 +240,8 @@ class Benchmark:
                 data,
                 folder / arm,
                 recipe="nuclei",
-                max_minutes=self.options.minutes,
-                overrides={"network": network},
+                steps=self.options.train_steps,
+                overrides={**SMALLER, "network": {**SMALLER["network"], **network}},
                 cache=folder / "cache",
                 device=self.options.device,
                 overwrite=True,
@@ -302,7 +310,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--quick", action="store_true", help="one seed, k = 1, few images")
     parser.add_argument("--train-without", metavar="MODALITY")
-    parser.add_argument("--minutes", type=float, default=60, help="of --train-without, per arm")
+    parser.add_argument("--train-steps", type=int, default=2500, help="of --train-without, per arm")
     parser.add_argument("--trained", help="model that has never seen the modality")
     parser.add_argument("--plain", help="the same without TTT layers")
     parser.add_argument("--modality", default="histology_purple", help="that was left out")
