@@ -104,6 +104,7 @@ def _card_lines(entry: ModelEntry, config: ModelConfig) -> list[tuple[str, str]]
         ("labels", labels),
         ("input", f"{network.input_channels} channels, {plan.channels}, {rules}"),
         ("voxels", f"{voxels} {plan.unit or ''}".strip() if voxels else ""),
+        ("frame", f"{plan.frame[0]} x {plan.frame[1]} pixels" if plan.frame else ""),
         ("network", f"{network.architecture}, {network.flavour}, features {network.features}"),
         ("TTT layers", "none" if network.ttt is None else f"{network.placement}"),
         ("patch", " x ".join(str(n) for n in plan.patch_size)),

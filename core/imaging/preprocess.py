@@ -42,6 +42,8 @@ class Preprocessing(Protocol):
     @property
     def unit(self) -> str | None: ...
     @property
+    def frame(self) -> tuple[int, int] | None: ...
+    @property
     def channels(self) -> Literal["rgb", "as_is"]: ...
     @property
     def normalisation(self) -> Literal["percentile", "zscore"]: ...
@@ -250,7 +252,7 @@ def place_of(
     box = box or tuple(slice(0, shape[axis]) for axis in order)
     cropped = tuple(along.stop - along.start for along in box)
     own = tuple(spacing[axis] for axis in order)
-    wanted = _wanted(own, unit, plan)
+    wanted = _wanted(own, unit, plan) if plan.frame is None else _framed(own, cropped, plan.frame)
     grid = resampled_shape(cropped, own, wanted)
     there, back = coarse_axis(own, wanted), coarse_axis(wanted, own)
     return Place(tuple(shape), order, flips, box, grid, there, back), wanted
@@ -287,6 +289,8 @@ def preprocess(image: Image, plan: Preprocessing, channels: int) -> Prepared:
         masked = any(rule.scheme == "zscore_nonzero" for rule in plan.intensities)
         inside = _nonzero(array) if masked else None
         values = normalise_channels(array, plan.intensities, inside)
+    if plan.frame is not None:
+        values = _smoothed(values, plan.frame)
     return Prepared(resample_image(values, place.grid, place.coarse), place, spacing)
 
 
@@ -310,6 +314,28 @@ def _wanted(own: tuple[float, ...], unit: str | None, plan: Preprocessing) -> tu
         mine if abs(mine - value) <= _SAME * value else value
         for mine, value in zip(own, wanted, strict=True)
     )
+
+
+def _framed(
+    own: tuple[float, ...], cropped: tuple[int, ...], frame: tuple[int, int]
+) -> tuple[float, ...]:
+    """The spacing that makes the last two axes `frame` pixels long."""
+    pairs = zip(own[-2:], cropped[-2:], frame, strict=True)
+    return (*own[:-2], *(mine * n / pixels for mine, n, pixels in pairs))
+
+
+def _smoothed(values: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
+    """Without the detail that the frame's pixels cannot hold, as in scikit-image's `resize`.
+
+    A full HD frame shrunk by interpolation alone would be mostly noise.
+    """
+    from scipy import ndimage
+
+    pairs = zip(values.shape[-2:], frame, strict=True)
+    sigma = [max(0.0, (n / pixels - 1) / 2) for n, pixels in pairs]
+    if max(sigma) == 0:
+        return values
+    return ndimage.gaussian_filter(values, [0] * (values.ndim - 2) + sigma, mode="mirror")
 
 
 def _nonzero(array: np.ndarray) -> np.ndarray:

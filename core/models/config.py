@@ -48,6 +48,8 @@ class Plan(StrictModel):
             and `transpose`, in `unit`; None: the image's own. A 2D model leaves the spacing of a
             volume's slices as it is.
         unit: `millimeter` or `micrometer`; None: spacings are compared as mere numbers.
+        frame: size in pixels to which every image is brought, whatever its own: for cameras
+            without scale, such as endoscopes. Only for 2D models, and without a spacing.
         channels: `rgb`: three channels, grey images are repeated, RGBA loses its alpha;
             `as_is`: exactly `NetworkConfig.input_channels` channels.
         normalisation: `percentile` maps percentiles `low`..`high` of the whole image (all
@@ -68,6 +70,7 @@ class Plan(StrictModel):
     patch_size: tuple[int, ...]
     spacing: tuple[float, ...] | None = None
     unit: Literal["micrometer", "millimeter"] | None = None
+    frame: tuple[int, int] | None = None
     channels: Literal["rgb", "as_is"] = "as_is"
     normalisation: Literal["percentile", "zscore"] = "percentile"
     percentiles: tuple[float, float] = (0.5, 99.8)
@@ -89,6 +92,10 @@ class Plan(StrictModel):
             raise ValueError(f"transpose {list(self.transpose)} is no order of axes")
         if self.spacing is not None and min(self.spacing) <= 0:
             raise ValueError(f"spacing {list(self.spacing)} must be positive")
+        if self.frame is not None and (
+            min(self.frame) < 1 or self.spacing is not None or len(self.patch_size) != 2
+        ):
+            raise ValueError("frame must be positive, of a 2D model, and without a spacing")
         return self
 
 

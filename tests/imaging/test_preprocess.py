@@ -284,3 +284,36 @@ def test_prepared_says_what_it_is():
     prepared = preprocess(image, Plan(patch_size=(16, 16)), 1)
     assert isinstance(prepared, Prepared)
     assert prepared.place.unchanged
+
+
+FRAMED = Plan(patch_size=(32, 32), intensities=RAW, frame=(48, 64))
+
+
+@pytest.mark.parametrize("shape", [(480, 333), (48, 64), (20, 30), (3, 96, 100)])
+def test_every_frame_is_brought_to_one_size_and_back(shape):
+    yx = np.indices(shape[-2:], float) / np.reshape(shape[-2:], (2, 1, 1))
+    disc = ((yx - 0.5) ** 2).sum(0) < 0.3**2
+    image = Image.from_array(np.broadcast_to(disc, shape).astype(np.float32), "ZYX"[-len(shape) :])
+    prepared = preprocess(image, FRAMED, 1)
+    assert prepared.array.shape == (1, *shape[:-2], 48, 64)
+    maps = np.concatenate([1 - prepared.array, prepared.array])
+    labels = prepared.place.to_image_labels(maps, np.array([0, 7], np.uint8))
+    assert labels.shape == shape
+    found = labels == 7
+    assert (found & disc).sum() > 0.95 * (found | disc).sum()
+    there = prepared.place.to_network_labels(np.broadcast_to(disc, shape).astype(np.uint8))
+    assert there.shape == prepared.array.shape[1:]
+
+
+def test_a_large_frame_loses_its_noise():
+    noise = np.random.default_rng(0).normal(size=(480, 640)).astype(np.float32)
+    prepared = preprocess(Image.from_array(noise, "YX"), FRAMED, 1)
+    assert prepared.array.std() < 0.2
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"frame": (0, 8)}, {"spacing": (1.0, 1.0)}, {"patch_size": (8, 8, 8)}]
+)
+def test_frames_are_flat_and_without_scale(wrong):
+    with pytest.raises(ValueError, match="frame must be"):
+        Plan(**{"patch_size": (32, 32), "frame": (48, 64), **wrong})
