@@ -65,7 +65,15 @@ class Checking(QObject):
         job = session().engine.review(
             labels, maps_id, lambda job, event: hear(event, token, part, layer, by)
         )
-        QTimer.singleShot(PATIENCE, job.cancel)
+        late = weakly(self._give_up)
+        QTimer.singleShot(PATIENCE, lambda: late(job, token, layer, by))
+
+    def _give_up(self, job: Any, token: object, layer: Any, by: int) -> None:
+        """Do not wait any more; the answer counts no more either."""
+        if token is self._token and not job.finished:
+            job.cancel()
+            self._token = other = object()
+            self._by_size(other, layer, by)
 
     def _hear(self, event: Any, token: object, part: Any, layer: Any, by: int) -> None:
         if token is not self._token:

@@ -72,7 +72,8 @@ class TimeEstimate(QObject):
     def stop(self) -> None:
         """Do not wait for an answer any more."""
         job, self._job = self._job, None
-        if job is not None and not job.finished:
+        # One that runs is left to end: it takes little time, and cancelling could end the worker.
+        if job is not None and job.state == "waiting":
             job.cancel()
 
     def forget(self) -> None:

@@ -79,8 +79,16 @@ class Unchecked(QObject):
         self._job = session().engine.review(
             part, self._maps_id, lambda job, event: hear(job, event, annotation, offset, thick)
         )
-        QTimer.singleShot(PATIENCE, self._job.cancel)
+        job, late = self._job, weakly(self._give_up)
+        QTimer.singleShot(PATIENCE, lambda: late(job, annotation))
         return True
+
+    def _give_up(self, job: Any, annotation: Annotation) -> None:
+        """Do not wait any more; the answer counts no more either."""
+        if job is self._job and not job.finished:
+            self._job, self._asking = None, False
+            job.cancel()
+            self._look(annotation)
 
     def _hear(
         self, job: Any, event: Any, annotation: Annotation, offset: np.ndarray, thick: int

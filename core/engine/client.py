@@ -53,13 +53,13 @@ from tttunet.measuring import Grid, ObjectTable
 __all__ = ["Engine", "Job", "Preview"]
 
 #: `GRACE` for what should not be ended in the middle: a training ends its step and saves a
-#: checkpoint, others write files.
-GRACES = {"train": 60.0, "finetune": 60.0, "batch": 10.0} | dict.fromkeys(
+#: checkpoint, others write files, and with its process the maps would go that a review is about.
+GRACES = {"train": 60.0, "finetune": 60.0, "batch": 10.0, "review": 60.0} | dict.fromkeys(
     ("add_model", "remove_model", "export_model", "download_model"), 10.0
 )
 #: The same for measuring: sums over millions of objects take some seconds at their end.
 MEASURING_GRACE = 10.0
-_TRAININGS = ("train", "finetune")
+_TRAININGS = {"train", "finetune"}
 _TABLE = "table.npz"
 _LOSSES = "adaptation_map"
 
@@ -115,20 +115,26 @@ class Engine(Lane):
         return (self._light or self).submit(job)
 
     def _submit_for_maps(self, job: Job) -> Job:
-        """Queue a job that needs what the worker has kept; a training has it dropped."""
-        running = self._running
-        if running is None or running.name not in _TRAININGS:
+        """Queue a job about the maps that the worker has kept, unless hours may pass before it.
+
+        A training has the maps dropped.
+        """
+        job.grace = GRACES.get(job.name)
+        with self._changed:
+            ahead = {one.name for one in (self._running, *self._jobs) if one is not None}
+        if ahead & _TRAININGS:
+            why = (
+                "The network's output for this image is not in memory any more: the training that "
+                "runs needs the room."
+            )
+            failed = Failed("input", why, "Segment it again afterwards.")
+        elif "batch" in ahead:
+            failed = Failed("input", "The engine works on a batch.", "Try again when it is done.")
+        else:
             return self.submit(job)
         job.engine = self
         job._emit(Queued())
-        job._emit(
-            Failed(
-                "input",
-                "The network's output for this image is not in memory any more: the training that "
-                "runs needs the room.",
-                "Segment it again afterwards.",
-            )
-        )
+        job._emit(failed)
         return job
 
     def request(self, request: messages.Message, on_event: OnEvent | None = None) -> Job:

@@ -93,6 +93,7 @@ def read_material(
     *,
     task: Task | None = None,
     classes: dict[int, str] | None = None,
+    pixels: bool = True,
 ) -> Material:
     """Samples from wherever they are.
 
@@ -101,6 +102,7 @@ def read_material(
         task: of samples that do not say it; for a data set or a project it must be theirs, but
             a mask of one class may stand for instances (see `sparse.objects_from_mask`).
         classes: of samples that do not say it.
+        pixels: whether the images of a project are read; without, they have their shape only.
 
     Raises:
         DatasetError: there are none, or they make no sense.
@@ -113,7 +115,7 @@ def read_material(
         else:
             return _of_dataset(open_dataset(folder), task)
     if hasattr(data, "corrections"):
-        return _of_project(data, task)
+        return _of_project(data, task, pixels)
     samples = list(data)
     found = task or "instance"
     return _checked(
@@ -128,16 +130,31 @@ def read_material(
     )
 
 
-def samples_of(project: Any) -> list[Sample]:
+def samples_of(project: Any, pixels: bool = True) -> list[Sample]:
     """The vouched parts of a project's images.
 
     Args:
         project: a `tttunet.projects.Project`.
+        pixels: see `read_material`.
     """
     return [
-        Sample(found.name, project.load(found.image), found.labels, found.bounds, found.image.id)
+        Sample(
+            found.name,
+            project.load(found.image) if pixels else _blank(found.image),
+            found.labels,
+            found.bounds,
+            found.image.id,
+        )
         for found in import_module("tttunet.projects").samples(project)
     ]
+
+
+def _blank(image: Any) -> np.ndarray:
+    """The shape of a project's image, [C, *spatial], which takes no memory."""
+    sizes = dict(zip(image.axes, image.shape, strict=True))
+    channels = sizes.pop("C", 1) if image.channel is None else 1
+    spatial = (sizes[axis] for axis in "ZYX" if axis in sizes)
+    return np.broadcast_to(np.float32(0), (channels, *spatial))
 
 
 def read_split(folder: str | Path, split: Split = "train") -> tuple[list[Sample], DataSource]:
@@ -299,9 +316,10 @@ def _of_case(case: Case, data: Dataset) -> Sample:
     )
 
 
-def _of_project(project: Any, task: Task | None) -> Material:
+def _of_project(project: Any, task: Task | None, pixels: bool) -> Material:
     classes = {int(value): str(name) for value, name in dict(project.classes).items()}
-    material = Material(samples_of(project), project.task, project.dim, classes, project.name, [])
+    samples = samples_of(project, pixels)
+    material = Material(samples, project.task, project.dim, classes, project.name, [])
     return _as_task(_checked(material), task)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import tifffile
 
+from tttunet.engine import messages
 from tttunet.engine.client import Engine
 from tttunet.inference.review import rank_places
 
@@ -45,3 +47,17 @@ def test_lost_maps_and_foreign_labels_are_told(engine: Engine, models):
     assert (failed.problem, "(3, 3)" in failed.message) == ("input", True)
     failed = finish(engine.review(done.result["labels"], "another"))
     assert "not in memory any more" in failed.message
+
+
+def test_nothing_waits_in_silence_behind_a_batch(engine: Engine, models, tmp_path):
+    done = finish(engine.segment(noise((40, 40)), axes="YX", model=models[2, "semantic"]))
+    tifffile.imwrite(tmp_path / "one.tif", noise((40, 40)))
+    batch = {"inputs": [str(tmp_path / "one.tif")], "model": str(models[2, "semantic"])}
+    job = engine.request(messages.Batch({**batch, "output": str(tmp_path / "out")}))
+    refused = engine.review(done.result["labels"], done.result["maps_id"])
+    assert refused.finished
+    assert "a batch" in refused.outcome.message
+    assert isinstance(finish(job), messages.Done)
+    assert isinstance(
+        finish(engine.review(done.result["labels"], done.result["maps_id"])), messages.Done
+    )
