@@ -170,8 +170,8 @@ class Engine(Lane):
             options: further fields of `messages.Segment`.
         """
         pixels = int(np.prod(array.shape, dtype=np.int64))
-        # Labels, preview, maps of an instance model, and losses.
-        extra = 4 + preview + 16 * maps + 8 * adaptation_map
+        # Labels, preview, maps of up to 16 classes, and losses.
+        extra = 4 + preview + 64 * maps + 8 * adaptation_map
         expected = pixels * (np.dtype(array.dtype).itemsize + extra)
 
         def prepare(folder: Path, cancelled: Callable[[], bool]) -> messages.Message:

@@ -8,8 +8,11 @@ where there is room.
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import math
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +36,21 @@ def make_folder(expected_bytes: int = 0) -> Path:
     if _SHARED_MEMORY.is_dir() and os.access(_SHARED_MEMORY, os.W_OK):
         free = shutil.disk_usage(_SHARED_MEMORY).free
         parent = _SHARED_MEMORY if expected_bytes < _SHARE * free else None
-    return Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=parent))
+    return Path(tempfile.mkdtemp(prefix=prefix_of(os.getpid()), dir=parent))
+
+
+def prefix_of(pid: int) -> str:
+    """What the names of the folders of a client's process begin with."""
+    return f"{PREFIX}{_namespace()}-{pid}-"
+
+
+@functools.cache
+def _namespace() -> str:
+    """Where a process number means one process: containers and nodes may share a folder."""
+    inode = 0
+    with contextlib.suppress(OSError):
+        inode = os.stat("/proc/self/ns/pid").st_ino
+    return hashlib.sha256(f"{platform.node()} {inode}".encode()).hexdigest()[:8]
 
 
 def remove_folder(folder: Path) -> None:
@@ -47,8 +64,9 @@ def remove_orphans(dead: int | None = None) -> None:
         dead: number of a process that has ended, though the system may still list it.
     """
     for parent in {_SHARED_MEMORY, Path(tempfile.gettempdir())}:
-        for folder in parent.glob(f"{PREFIX}*-*"):
-            owner = folder.name[len(PREFIX) :].partition("-")[0]
+        prefix = f"{PREFIX}{_namespace()}-"
+        for folder in parent.glob(f"{prefix}*-*"):
+            owner = folder.name[len(prefix) :].partition("-")[0]
             if owner.isdigit() and (int(owner) == dead or not _is_alive(int(owner))):
                 remove_folder(folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import os
@@ -149,7 +150,10 @@ class _Preview:
         fresh = self._path.with_name(f"new-{self._path.name}")
         _, view = self._grid.create(fresh, labels.dtype)
         view[...] = labels
-        os.replace(fresh, self._path)
+        del view
+        # Windows replaces no file that somebody reads: there, this preview is left out.
+        with contextlib.suppress(PermissionError):
+            os.replace(fresh, self._path)
         bounds = tuple((0, size) for size in self._grid.shape)
         self._reporter.send(Partial(bounds, str(self._path)))
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 ACTIVATION_MAPS = 9.0
 DECODE_BYTES = 90
 OVERHEAD = 128 * 2**20
+_CGROUP = Path("/sys/fs/cgroup")
 _MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate")
 
 
@@ -48,13 +49,20 @@ def host_memory() -> tuple[int | None, int | None]:
     if limit is not None and total is not None and limit < total:
         total = limit
         if available is not None and used is not None:
-            available = min(available, limit - used)
+            # Files that were read count as used, and make room when it is needed.
+            available = min(
+                available, limit - used + (_cgroup("memory.stat", "inactive_file") or 0)
+            )
     return total, available
 
 
-def _cgroup(name: str) -> int | None:
+def _cgroup(name: str, field: str = "") -> int | None:
+    """A number of the control group (version 2); None outside of one."""
     with contextlib.suppress(OSError, ValueError):
-        return int((Path("/sys/fs/cgroup") / name).read_text())
+        text = (_CGROUP / name).read_text()
+        if not field:
+            return int(text)
+        return next(int(line.split()[1]) for line in text.splitlines() if line.startswith(field))
     return None
 
 

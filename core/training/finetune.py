@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tttunet.errors import DatasetError
+from tttunet.errors import Cancelled, DatasetError
 from tttunet.files import atomic_write
 from tttunet.inference.allocator import tune_allocator
 from tttunet.models.model import Model, load_model
@@ -167,11 +167,15 @@ def finetune(
     chosen["parts"] = None if parts == "auto" else parts
     name = name or (f"{parent.config.name}-tuned" if parent else material.name)
     beside = model if replay is True and isinstance(model, str | Path) else replay
+    _ask(cancel)
     plan = _prepare(parent, material, name, seed, share, beside, chosen)
     if resume:
         _check_same(folder, plan.record)
+    _ask(cancel)
     before = tally(plan.start, plan.val, kind) if plan.val else None
+    _ask(cancel)
     old = tally(plan.start, plan.replay.val, kind) if plan.replay.val else None
+    _ask(cancel)
     shown = worth_showing(plan.val)
     found_before = found_labels(plan.start, shown, kind)
     if not resume:
@@ -202,6 +206,11 @@ def finetune(
         found_after = found_labels(best, shown, trainer.fabric.device)
         save_comparison(folder, shown, found_before, found_after)
     return _finish(best, plan, trainer, before, old, beside, parent, material, folder)
+
+
+def _ask(cancel: Callable[[], bool] | None) -> None:
+    if cancel is not None and cancel():
+        raise Cancelled("The fine-tuning was cancelled.")
 
 
 def _prepare(

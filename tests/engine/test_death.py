@@ -189,6 +189,6 @@ def test_worker_ends_with_its_killed_parent_in_the_middle_of_a_job(models):
         time.sleep(0.1)
     assert not running(worker)
     for folder in ("/dev/shm", "/tmp"):
-        assert not list(Path(folder).glob(f"{exchange.PREFIX}{child.pid}-*"))
+        assert not list(Path(folder).glob(f"{exchange.prefix_of(child.pid)}*"))
     child.wait()
     child.stdout.close()

@@ -86,8 +86,12 @@ def test_folder_is_on_the_disk_if_shared_memory_is_small(monkeypatch):
 @pytest.mark.skipif(sys.platform == "win32", reason="processes cannot be asked there")
 def test_only_folders_of_the_dead_are_removed(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(exchange, "_SHARED_MEMORY", tmp_path)
-    names = [f"{exchange.PREFIX}{os.getpid()}-a", f"{exchange.PREFIX}{2**22 + 5}-b", "other-3-c"]
+    dead = 2**22 + 5
+    # The number may be alive in another container that shares the folder.
+    elsewhere = f"{exchange.PREFIX}00000000-{dead}-d"
+    names = [f"{exchange.prefix_of(os.getpid())}a", f"{exchange.prefix_of(dead)}b", "other-3-c"]
+    names.append(elsewhere)
     for name in names:
         (tmp_path / name).mkdir()
     exchange.remove_orphans()
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([names[0], names[2]])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([names[0], *names[2:]])

@@ -205,3 +205,12 @@ def test_estimate_grows_with_everything():
     gpu = estimate(config, (500, 500), tile=(64, 64), on_gpu=True)
     assert gpu.device > 0
     assert gpu.host <= base.host
+
+
+def test_files_that_were_read_leave_their_memory(tmp_path, monkeypatch):
+    gibibyte = 2**30
+    (tmp_path / "memory.max").write_text(f"{gibibyte}\n")
+    (tmp_path / "memory.current").write_text(f"{gibibyte - 4096}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 4096\ninactive_file {gibibyte // 2}\nfile 0\n")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    assert memory.host_memory() == (gibibyte, gibibyte // 2 + 4096)

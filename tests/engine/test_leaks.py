@@ -61,7 +61,7 @@ def usage(engine: Engine) -> Usage:
 
 
 def folders() -> list[Path]:
-    pattern = f"{exchange.PREFIX}{os.getpid()}-*"
+    pattern = f"{exchange.prefix_of(os.getpid())}*"
     return [p for root in ("/dev/shm", tempfile.gettempdir()) for p in Path(root).glob(pattern)]
 
 
