@@ -162,6 +162,9 @@ class ModelConfig(StrictModel):
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
         channels = self.network.output_channels
+        known = {label.value for label in self.labels} if self.task == "semantic" else set()
+        if not known.issuperset(value for group in self.plan.keep_largest for value in group):
+            raise ValueError("plan.keep_largest has numbers that are no labels")
         if self.task == "instance":
             if channels != len(INSTANCE_CHANNELS):
                 raise ValueError(

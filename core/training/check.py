@@ -13,13 +13,8 @@ from tttunet.errors import TTTUNetError
 from tttunet.imaging.image import Image
 from tttunet.imaging.readers import load_labels
 from tttunet.training.dataset import Case, Dataset, Problem, survey
+from tttunet.training.grids import grid_problems
 from tttunet.training.prepare import known_labels, read_image
-
-#: Differences between the grids of image and label that are rounding: of the spacing as a share,
-#: of the origin in voxels, of the direction's cosines.
-_SPACING, _ORIGIN, _DIRECTION = 1e-3, 0.05, 1e-3
-#: A label that is shifted by less is used, with a warning.
-_SMALL_SHIFT = 0.5
 
 Progress = Callable[[int, int], None]
 
@@ -99,7 +94,7 @@ def _check_case(case: Case, dataset: Dataset, seen: _Seen) -> list[Problem]:
         if not (label > 0).any():
             problems.append(Problem(case.name, f"{case.label} has nothing but background.", False))
     if image is not None and label is not None:
-        problems += _check_grids(image, stored, case)
+        problems += grid_problems(image, stored, case)
     return problems
 
 
@@ -127,29 +122,6 @@ def _check_image(image: Image, case: Case, dataset: Dataset, seen: _Seen) -> lis
     return found
 
 
-def _check_grids(image: Image, label: Image, case: Case) -> list[Problem]:
-    """Whether a label lies on the voxels of its image."""
-    files = f"{case.images[0]} and {case.label}"
-    if image.spatial_shape != label.spatial_shape:
-        text = (
-            f"{files} differ in shape: {_list(image.spatial_shape)}, {_list(label.spatial_shape)}."
-        )
-        return [Problem(case.name, text)]
-    if image.unit != label.unit:
-        return []  # one of the formats has no geometry
-    found = []
-    if not np.allclose(image.spacing, label.spacing, rtol=_SPACING):
-        text = f"{files} differ in spacing: {_list(image.spacing)}, {_list(label.spacing)}."
-        found.append(Problem(case.name, text))
-    if not np.allclose(image.direction, label.direction, atol=_DIRECTION):
-        found.append(Problem(case.name, f"{files} differ in direction."))
-    shift = np.abs(np.subtract(image.origin, label.origin) / image.spacing).max()
-    if not found and shift > _ORIGIN:
-        text = f"{files} differ in origin, by {shift:.2g} voxels."
-        found.append(Problem(case.name, text, fatal=bool(shift > _SMALL_SHIFT)))
-    return found
-
-
 def _check_classes(dataset: Dataset, seen: _Seen) -> list[Problem]:
     where = dataset.name
     if not any(value > 0 for value in seen.values):
@@ -158,7 +130,3 @@ def _check_classes(dataset: Dataset, seen: _Seen) -> list[Problem]:
         return []
     missing = [name for value, name in dataset.classes.items() if value not in seen.values]
     return [Problem(where, f"No image has the class '{name}'.", False) for name in missing]
-
-
-def _list(numbers: tuple[float, ...]) -> str:
-    return " x ".join(f"{number:.5g}" for number in numbers)

@@ -167,10 +167,27 @@ def _survey_plain(folder: Path, description: Mapping[str, Any]) -> tuple[Dataset
         cases = split_cases(found(sorted(images)))
     elif isinstance(split, dict) and {"train"} <= set(split):
         cases = {"train": found(split["train"]), "val": found(split.get("val", []))}
+        problems += _shared(cases, folder)
     else:
         raise DatasetError(f"`split` in {folder / DESCRIPTION} must have lists `train` and `val`.")
     dataset = described(folder / DESCRIPTION, description, cases, folder.resolve().name)
     return checked(dataset, problems, folder)
+
+
+def _shared(cases: dict[Split, list[Case]], folder: Path) -> list[Problem]:
+    """What both parts of a split have: a score on it would be of what was trained on."""
+    names, groups = (
+        {split: {getattr(case, key) for case in listed} for split, listed in cases.items()}
+        for key in ("name", "group")
+    )
+    found = [
+        Problem(name, f"{name} is in both lists, `train` and `val`, of {folder / DESCRIPTION}.")
+        for name in sorted(names["train"] & names["val"])
+    ]
+    return found + [
+        Problem(group, f"The group {group} is in both lists of {folder / DESCRIPTION}.", False)
+        for group in sorted((groups["train"] & groups["val"]) - {None})
+    ]
 
 
 def described(

@@ -22,6 +22,7 @@ from tttunet.models.config import (
     ModelConfig,
     Plan,
 )
+from tttunet.models.labels import with_table
 from tttunet.networks.config import NetworkConfig, TTTConfig
 from tttunet.training.config import TrainConfig
 from tttunet.training.dataset import Dataset, Task
@@ -105,6 +106,7 @@ def plan_training(
         base = plan_network(shape, channels, dataset.task, dataset.classes, name, (source,))
     network, plan = base.network.model_dump(), base.plan.model_dump()
     card = base.card.model_dump() | {"licence": dataset.licence}
+    labels, table = with_table(base.labels)
     try:
         chosen = NetworkConfig(**(network | overrides.get("network", {})))
         # The patch was chosen for the planned network: another one may halve it more often.
@@ -116,7 +118,8 @@ def plan_training(
             task=dataset.task,
             network=chosen,
             plan=Plan(**(plan | overrides.get("plan", {}))),
-            labels=base.labels,
+            labels=labels,
+            label_table=table,
             card=Card(**(card | overrides.get("card", {}))),
         )
         return config, TrainConfig(**(train | overrides.get("train", {})))
@@ -148,7 +151,8 @@ def plan_network(
     patch = tuple(_patch_length(length, LARGEST_PATCH[dim]) for length in shape)
     # The same treatment of colour for every image of a mixed set: grey becomes RGB.
     rgb = dim == 2 and channels in (1, 3) and instance
-    labels = tuple(Label(value=value, name=text) for value, text in sorted(classes.items()))
+    named = (Label(value=value, name=text) for value, text in sorted(classes.items()))
+    labels, table = with_table(named)
     return ModelConfig(
         name=name,
         task=task,
@@ -167,6 +171,7 @@ def plan_network(
             mirror_axes=tuple(range(dim)),
         ),
         labels=labels or (Label(value=1, name="object"),),
+        label_table=table,
         card=Card(title=name, data=sources),
     )
 

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,11 @@ from tttunet.errors import DatasetError
 from tttunet.files import atomic_write
 from tttunet.imaging.image import Image
 from tttunet.imaging.preprocess import preprocess
-from tttunet.imaging.readers import load_image, load_labels
+from tttunet.imaging.readers import load_channels, load_image, load_labels
 from tttunet.models.config import Plan
+from tttunet.models.nnunet import slug
 from tttunet.training.dataset import Case, Dataset, Split
+from tttunet.training.grids import grid_problems
 
 #: Pixels that nobody labelled, whatever number the data set uses for them.
 IGNORE = -1
@@ -100,7 +102,7 @@ def prepare(
         ImageError: a file cannot be read.
     """
     cases = dataset.cases[split]
-    folder = None if cache_dir is None else Path(cache_dir) / dataset.name
+    folder = None if cache_dir is None else Path(cache_dir) / slug(dataset.name)
     prepared = []
     for done, case in enumerate(cases, start=1):
         prepared.append(_prepare_case(case, dataset, plan, folder, channels))
@@ -151,17 +153,11 @@ def _cache_key(case: Case, dataset: Dataset, plan: Plan, channels: int | None) -
 def _compute(
     case: Case, dataset: Dataset, plan: Plan, channels: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    image = read_image(case)
-    label = read_label(case, dataset)
+    image, label = read_pair(case, dataset)
     if image.ndim_spatial != dataset.dim or len(plan.patch_size) != dataset.dim:
         raise DatasetError(
             f"{case.images[0]} has {image.ndim_spatial} spatial dimensions, the data set "
             f"{dataset.dim} and the plan {len(plan.patch_size)}."
-        )
-    if image.spatial_shape != label.shape:
-        raise DatasetError(
-            f"{case.images[0]} has shape {image.spatial_shape} but its label {label.shape}.",
-            f"Give {case.label} the shape of the image, or leave the case out of the split.",
         )
     count = channels or (3 if plan.channels == "rgb" else image.channels)
     prepared = preprocess(image, plan, count)
@@ -175,34 +171,32 @@ def read_image(case: Case) -> Image:
     """The image of a case; several files are one channel each, with the geometry of the first.
 
     Raises:
-        DatasetError: it has a time axis, or the files do not fit together.
-        ImageError: a file cannot be read.
+        DatasetError: it has a time axis.
+        ImageError: a file cannot be read, or the files do not fit together.
     """
-    images = [load_image(path) for path in case.images]
-    for image in images:
-        if "T" in image.axes:
-            raise DatasetError(
-                f"{image.path} is a time series.", "Save its time points as separate images."
-            )
-    first = images[0]
-    if len(images) == 1:
-        return first
-    if any("C" in image.axes for image in images):
-        raise DatasetError(f"A file of {case.name} has several channels, where one is expected.")
-    if any(image.array.shape != first.array.shape for image in images):
-        raise DatasetError(f"The channels of {case.name} differ in shape.")
-    array = np.stack([image.array for image in images])
-    return replace(first, array=array, axes=f"C{first.axes}", channel_names=(), rgb=False)
+    image = load_image(case.images[0]) if len(case.images) == 1 else load_channels(case.images)
+    if "T" in image.axes:
+        raise DatasetError(
+            f"{image.path} is a time series.", "Save its time points as separate images."
+        )
+    return image
 
 
-def read_label(case: Case, dataset: Dataset) -> np.ndarray:
-    """Labels of a case, see `PreparedCase.label`.
+def read_pair(case: Case, dataset: Dataset) -> tuple[Image, np.ndarray]:
+    """The image of a case and its labels, see `PreparedCase.label`.
 
     Raises:
-        DatasetError: a value has no class, or is out of range.
-        ImageError: the file cannot be read.
+        DatasetError: they lie on different voxels, a value has no class or is out of range, or as
+            for `read_image`.
+        ImageError: a file cannot be read, or the channels do not fit together.
     """
-    return known_labels(load_labels(case.label).array, case.label, dataset)
+    image, stored = read_image(case), load_labels(case.label)
+    for problem in grid_problems(image, stored, case):
+        if problem.fatal:
+            raise DatasetError(
+                problem.text, "Leave the case out, or find all such cases with `tttunet check`."
+            )
+    return image, known_labels(stored.array, case.label, dataset)
 
 
 def known_labels(stored: np.ndarray, path: Path, dataset: Dataset) -> np.ndarray:
@@ -214,7 +208,7 @@ def known_labels(stored: np.ndarray, path: Path, dataset: Dataset) -> np.ndarray
         dataset: says what the numbers mean.
 
     Raises:
-        DatasetError: as for `read_label`.
+        DatasetError: as for `read_pair`.
     """
     stored = stored.astype(np.int64)
     label = stored.copy()

@@ -13,7 +13,7 @@ import numpy as np
 from tttunet.errors import DatasetError
 from tttunet.imaging.image import Image
 from tttunet.imaging.normalise import prepare_channels
-from tttunet.imaging.preprocess import frames, preprocess
+from tttunet.imaging.preprocess import Prepared, frames, preprocess
 from tttunet.models.config import DataSource, ModelConfig
 from tttunet.training.dataset import Case, Dataset, Split, Task, open_dataset
 from tttunet.training.prepare import (
@@ -21,8 +21,7 @@ from tttunet.training.prepare import (
     IGNORE,
     PreparedCase,
     find_locations,
-    read_image,
-    read_label,
+    read_pair,
 )
 
 Bounds = tuple[tuple[int, int], ...]
@@ -179,11 +178,13 @@ def to_cases(samples: Sequence[Sample], config: ModelConfig) -> list[PreparedCas
 def _cases(samples: Sequence[Sample], config: ModelConfig) -> Iterator[PreparedCase]:
     plan = config.plan
     keeps_grid = all(getattr(plan, name) == value for name, value in _OWN_GRID.items())
-    source, pair = None, None
+    source, pair, prepared = None, None, None
     for sample in samples:
         if not keeps_grid:
-            moved, array = _on_network_grid(sample, config)
-            yield _case(moved, array[None], config)
+            if prepared is None or sample.image is not source:
+                source, prepared = sample.image, _on_network_grid(sample, config)
+            moved = _moved(sample, prepared)
+            yield _case(moved, prepared.array[None], config)
             continue
         if pair is None or sample.image is not source:
             source, pair = sample.image, normalised(sample, config)
@@ -255,11 +256,11 @@ def _image_of(sample: Sample) -> Image:
     return Image.from_array(image, "CZYX" if image.ndim == 4 else "CYX", name=sample.name)
 
 
-def _on_network_grid(sample: Sample, config: ModelConfig) -> tuple[Sample, np.ndarray]:
-    """A sample turned, cropped and resampled as the model wants it; [C, *spatial] normalised.
+def _on_network_grid(sample: Sample, config: ModelConfig) -> Prepared:
+    """The image of a sample turned, cropped, resampled and normalised as the model wants it.
 
     Raises:
-        DatasetError: the image has other axes than the network, or the labels another shape.
+        DatasetError: the image has other axes than the network.
     """
     image = _image_of(sample)
     if image.ndim_spatial != config.network.dim or "T" in image.axes:
@@ -268,8 +269,21 @@ def _on_network_grid(sample: Sample, config: ModelConfig) -> tuple[Sample, np.nd
             f"but '{sample.name}' has the axes {image.axes}.",
             "Save what is labelled as an image of its own.",
         )
-    bounds = sample.bounds or tuple((0, n) for n in image.spatial_shape)
-    labels = np.full(image.spatial_shape, IGNORE, np.int32)
+    return preprocess(image, config.plan, config.network.input_channels)
+
+
+def _moved(sample: Sample, prepared: Prepared) -> Sample:
+    """A sample on the network's grid.
+
+    A labelled slice that is thinner than the network's voxels would be outvoted by its neighbours
+    that nobody labelled: there, every labelled voxel counts for the one it lies in.
+
+    Raises:
+        DatasetError: the labels have another shape than their part of the image.
+    """
+    place = prepared.place
+    bounds = sample.bounds or tuple((0, n) for n in place.shape)
+    labels = np.full(place.shape, IGNORE, np.int32)
     part = labels[tuple(slice(*pair) for pair in bounds)]
     if part.shape != sample.labels.shape:
         raise DatasetError(
@@ -277,9 +291,15 @@ def _on_network_grid(sample: Sample, config: ModelConfig) -> tuple[Sample, np.nd
             f"the image {part.shape}."
         )
     part[...] = sample.labels
-    prepared = preprocess(image, config.plan, config.network.input_channels)
-    moved = prepared.place.to_network_labels(labels)
-    return replace(sample, image=prepared.array, labels=moved, bounds=None), prepared.array
+    moved = place.to_network_labels(labels)
+    turned = place.turned(labels)
+    known = np.nonzero(turned != IGNORE)
+    there = tuple(
+        (along * 2 + 1) * after // (2 * before)
+        for along, after, before in zip(known, place.grid, place.cropped, strict=True)
+    )
+    moved[there] = np.where(moved[there] == IGNORE, turned[known], moved[there])
+    return replace(sample, image=prepared.array, labels=moved, bounds=None)
 
 
 def plane(frames: np.ndarray, sample: Sample, config: ModelConfig) -> np.ndarray:
@@ -311,9 +331,7 @@ def _of_dataset(data: Dataset, task: Task | None) -> Material:
 
 
 def _of_case(case: Case, data: Dataset) -> Sample:
-    return Sample(
-        case.name, read_image(case), read_label(case, data), None, case.group, case.modality
-    )
+    return Sample(case.name, *read_pair(case, data), None, case.group, case.modality)
 
 
 def _of_project(project: Any, task: Task | None, pixels: bool) -> Material:

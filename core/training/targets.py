@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import edt
 import numpy as np
 import torch
@@ -67,18 +69,27 @@ def _leave_open(labels: np.ndarray, classes: np.ndarray, distance: np.ndarray) -
     distance[labels < 0] = UNKNOWN_DISTANCE
 
 
-def batch_targets(labels: Tensor, task: str) -> dict[str, Tensor]:
+def batch_targets(
+    labels: Tensor, task: str, values: Sequence[int] | None = None
+) -> dict[str, Tensor]:
     """Targets of a batch of labels.
 
     Args:
         labels: [batch, *spatial] integers; negative values are ignored.
         task: `instance` or `semantic`.
+        values: the number in `labels` of every output of a semantic network, background (0)
+            first; None: they are numbered like the outputs.
 
     Returns:
         `classes` [batch, *spatial] int64 and, for instances, `distance` [batch, 1, *spatial].
     """
     if task == "semantic":
-        return {"classes": labels.long()}
+        labels = labels.long()
+        if values is None:
+            return {"classes": labels}
+        outputs = torch.zeros(max(values) + 1, dtype=torch.long)
+        outputs[torch.tensor(values)] = torch.arange(len(values))
+        return {"classes": torch.where(labels > 0, outputs[labels.clamp_min(0)], labels)}
     pairs = [instance_targets(label.numpy()) for label in labels]
     classes, distances = zip(*pairs, strict=True)
     return {

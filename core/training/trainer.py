@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -17,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from tttunet.errors import Cancelled, TTTUNetError
 from tttunet.files import atomic_write
+from tttunet.inference.segment import class_values
 from tttunet.models.config import ModelConfig
 from tttunet.models.model import Model, load_model
 from tttunet.training.augment import AugmentConfig
@@ -111,8 +113,8 @@ class Trainer:
         self.stop, self.pause = stop or (lambda: False), pause or (lambda: False)
         self.score, self.baseline = score, baseline
         self.preview, self.preview_every = preview, preview_every
+        self.precision = _precision(config, device)
         # The lowest resolution has weight 0 in the loss: its head gets no gradient.
-        self.precision = _precision(config)
         strategy = "ddp_find_unused_parameters_true" if devices > 1 else "auto"
         self.fabric = Fabric(
             accelerator=device, devices=devices, strategy=strategy, precision=self.precision
@@ -238,8 +240,11 @@ class Trainer:
             balance="modality" if config.balance_modalities else "none",
             balance_exponent=config.balance_modalities,
         )
+        values = None
+        if self.model_config.task == "semantic":
+            values = class_values(self.model_config).tolist()
         for image, labels in loader:
-            targets = batch_targets(labels, self.model_config.task)
+            targets = batch_targets(labels, self.model_config.task, values)
             yield self.fabric.to_device((image, targets))
 
     def _train_step(self, image: Tensor, targets: dict[str, Tensor]) -> float | None:
@@ -281,12 +286,13 @@ class Trainer:
         if self.val_cases:
             history.add(step=self.step, elapsed=self.elapsed, score=score)
         # Without validation cases the last model is the best, and nothing runs out of patience.
-        better = not self.val_cases or (
-            score >= self.best if self.baseline is None else score > self.best
-        )
+        # Nor can be told what is better where neither truth nor result has anything (not a number).
+        judged = bool(self.val_cases) and not math.isnan(score)
+        better = not judged or (score >= self.best if self.baseline is None else score > self.best)
         self.stale = 0 if better else self.stale + 1
         if better:
-            self.best, self.best_step = score, self.step
+            self.best_step = self.step
+            self.best = score if judged else self.best
             if self.fabric.is_global_zero:
                 model.save(self.folder / "model", overwrite=True, dtype="fp32")
         if self.fabric.is_global_zero:
@@ -320,14 +326,16 @@ class Trainer:
         self.best_step, self.stale = state.get("best_step", 0), state.get("stale", 0)
 
 
-def _precision(config: TrainConfig) -> Literal["32-true", "16-mixed", "bf16-mixed"]:
+def _precision(config: TrainConfig, device: str) -> Literal["32-true", "16-mixed", "bf16-mixed"]:
     """Mixed precision where the hardware multiplies it fast: CUDA, and CPUs with AMX tiles.
 
-    Other CPUs emulate bf16 and are many times slower with it.
+    Other CPUs emulate bf16 and are many times slower with it. 16-bit floats need the scaling of
+    gradients that only CUDA has here.
     """
+    cuda = device != "cpu" and torch.cuda.is_available()
     if config.precision is not None:
-        return config.precision
-    if torch.cuda.is_available():
+        return "bf16-mixed" if config.precision == "16-mixed" and not cuda else config.precision
+    if cuda:
         return "16-mixed"
     return "bf16-mixed" if torch.cpu._is_amx_tile_supported() else "32-true"
 

@@ -13,6 +13,7 @@ from tttunet.models.config import (
     Label,
     ModelConfig,
 )
+from tttunet.models.labels import with_table
 from tttunet.models.model import Model
 from tttunet.training.planning import plan_network
 from tttunet.training.samples import Material
@@ -88,13 +89,20 @@ def _with_new_head(config: ModelConfig, material: Material) -> ModelConfig:
     instance = material.task == "instance"
     outputs = len(INSTANCE_CHANNELS) if instance else len(material.classes) + 1
     decoding = config.plan.decoding or InstanceDecoding()
+    labels, table = with_table(
+        Label(value=v, name=text) for v, text in sorted(material.classes.items())
+    )
     return ModelConfig(
         name=config.name,
         version=config.version,
         task=material.task,
         network=config.network.model_copy(update={"output_channels": outputs}),
-        plan=config.plan.model_copy(update={"decoding": decoding if instance else None}),
-        labels=tuple(Label(value=v, name=text) for v, text in sorted(material.classes.items())),
+        # What the old classes have one of, the new ones may have many of.
+        plan=config.plan.model_copy(
+            update={"decoding": decoding if instance else None, "keep_largest": ()}
+        ),
+        labels=labels,
+        label_table=table,
         card=Card(title=config.card.title, licence=config.card.licence, data=config.card.data),
     )
 

@@ -16,12 +16,15 @@ import torch
 
 import tttunet
 from discs import FAST, partly, run, same, same_state, sample, weights
+from tiny import make_config
 from tttunet.errors import Cancelled, DatasetError, ModelError, OutputError
-from tttunet.models.model import load_model
+from tttunet.models.config import ModelConfig
+from tttunet.models.model import Model, load_model
 from tttunet.training.comparison import COMPARISON_NAME
 from tttunet.training.finetune import finetune
 from tttunet.training.prepare import IGNORE
-from tttunet.training.samples import Sample
+from tttunet.training.samples import Material, Sample
+from tttunet.training.transfer import initial_model
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -303,3 +306,17 @@ def _instances(folder: Path) -> Path:
     path = folder / "dataset.json"
     path.write_text(path.read_text().replace("semantic", "instance"))
     return folder
+
+
+def test_a_new_head_does_not_drop_objects():
+    """What the old classes had one of, the new ones may have many of."""
+    config = make_config(2, "semantic")
+    plan = config.plan.model_copy(update={"keep_largest": ((1,),)})
+    parent = Model.create(config.model_copy(update={"plan": plan}))
+    samples = [sample(0, dark=False)]
+    for task, classes in (("instance", {1: "cell"}), ("semantic", {5: "lesion"})):
+        material = Material(samples, task, 2, classes, "made up", [])
+        assert initial_model(parent, material, "new", 0).config.plan.keep_largest == ()
+    broken = config.model_dump() | {"plan": plan.model_copy(update={"keep_largest": ((9,),)})}
+    with pytest.raises(ValueError, match="no labels"):
+        ModelConfig(**broken)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+import tifffile
 
-from tttunet.errors import DatasetError
+from tttunet.errors import DatasetError, ImageError
 from tttunet.networks.cost import count_cost
 from tttunet.training.dataset import open_dataset
 from tttunet.training.plan.choose import plan_from_fingerprint
@@ -12,7 +15,7 @@ from tttunet.training.plan.presets import PRESETS, find_preset
 from tttunet.training.plan.rules import GPU
 from tttunet.training.planning import plan_training
 
-from .volumes import describe, write_case
+from .volumes import describe, write_case, write_volume
 
 #: x towards the left, y towards the back, z up; and the first array axis towards the back.
 SAGITTAL = (0, 1, 0, 0, 0, 1, 1, 0, 0)
@@ -90,6 +93,48 @@ def test_channels_must_agree(abdomen):
     describe(abdomen, ("CT", "PET"), {"background": 0, "liver": 1, "ignore": 2})
     with pytest.raises(DatasetError, match="channels"):
         take_fingerprint(open_dataset(abdomen))
+
+
+def test_labels_elsewhere_are_refused(abdomen):
+    write_volume(
+        abdomen / "labelsTr" / "b.nii.gz",
+        np.ones((10, 20, 30), np.uint8),
+        spacing=(5, 0.8, 0.8),
+        origin=(300, 0, 0),
+    )
+    with pytest.raises(DatasetError, match="differ in origin"):
+        take_fingerprint(open_dataset(abdomen))
+
+
+def test_channels_elsewhere_are_refused(tmp_path):
+    image, label = np.ones((2, 6, 8, 8), np.int16), np.ones((6, 8, 8), np.uint8)
+    for name in ("a", "b", "c", "d", "e"):
+        write_case(tmp_path, name, image, label)
+    write_volume(tmp_path / "imagesTr" / "b_0001.nii.gz", image[0], origin=(0, 0, 50))
+    describe(tmp_path, ("T1", "T2"))
+    with pytest.raises(ImageError, match="lie in different places"):
+        take_fingerprint(open_dataset(tmp_path))
+
+
+@pytest.mark.parametrize("units", [("mm", "um"), ("mm", None)])
+def test_flat_images_in_several_units(tmp_path, units):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for number in range(8):
+        unit = units[number % 2]
+        size = {"mm": 0.002, "um": 2.0, None: 1.0}[unit]
+        where = {f"PhysicalSize{axis}": size for axis in "XY"} if unit else {}
+        where |= {f"PhysicalSize{axis}Unit": unit for axis in "XY"} if unit else {}
+        for part, value in (("images", number), ("labels", number % 2)):
+            array = np.full((32, 32), value, np.uint8)
+            path = tmp_path / part / f"{number}.ome.tif"
+            tifffile.imwrite(path, array, metadata={"axes": "YX", **where})
+    content = {"task": "semantic", "dim": 2, "classes": {"1": "cell"}}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    found = take_fingerprint(open_dataset(tmp_path))
+    same = found.spacings[0]
+    np.testing.assert_allclose(found.spacings, [same] * len(found.spacings))
+    assert (found.unit is None) == (None in units)
 
 
 def test_plan_of_ct(abdomen):

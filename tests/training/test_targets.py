@@ -70,3 +70,9 @@ def test_batch_targets_by_task():
     assert instance["distance"].shape == (2, 1, 24, 40)
     semantic = batch_targets(labels, "semantic")
     assert torch.equal(semantic["classes"], labels.long())
+
+
+def test_class_numbers_become_outputs():
+    labels = torch.tensor([[[0, 255, 3], [-1, -2, 255]]])
+    found = batch_targets(labels, "semantic", [0, 3, 255])["classes"]
+    assert found.tolist() == [[[0, 2, 1], [-1, -2, 2]]]

@@ -2,8 +2,10 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -159,3 +161,27 @@ def test_two_processes_end_with_the_same_weights(tmp_path):
     rows = (tmp_path / "out" / "history.jsonl").read_text().splitlines()
     assert len(rows) == 1
     load_model(tmp_path / "out" / "model")
+
+
+def test_empty_validation_images_leave_a_model(tmp_path, cases):
+    """Where neither the truth nor the result has a class, there is no score."""
+    cases = [replace(case, label=(case.label > 0).astype(np.int32)) for case in cases]
+    trainer, model = train(
+        tmp_path, cases, 4, task="semantic", validate_every=2, score=lambda model: float("nan")
+    )
+    assert trainer.best_step == 4
+    assert load_model(tmp_path / "model").config.name == model.config.name
+
+
+@pytest.mark.parametrize("wanted", [None, "16-mixed"])
+def test_no_half_floats_on_a_cpu_beside_a_gpu(tmp_path, cases, monkeypatch, wanted):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    trainer = Trainer(
+        Model.create(make_config(2)),
+        cases,
+        [],
+        TrainConfig(steps=1, precision=wanted),
+        tmp_path,
+        device="cpu",
+    )
+    assert trainer.precision != "16-mixed"

@@ -160,6 +160,22 @@ def test_samples_for_fine_tuning_are_brought_to_the_same_grid(balls):
         to_cases(samples, flat)
 
 
+def test_a_single_labelled_slice_is_never_lost(balls):
+    """The network's voxels are three times as thick as the slices."""
+    config = plan_training(open_dataset(balls), name="balls")[0]
+    thick = tuple(3 * size for size in config.plan.spacing)
+    plan = config.plan.model_copy(update={"spacing": thick})
+    config = config.model_copy(update={"plan": plan})
+    whole = read_split(balls)[0][0]
+    for z in range(3, 9):
+        labels = np.full(whole.labels.shape, IGNORE, np.int32)
+        labels[z] = whole.labels[z]
+        (case,) = to_cases([replace(whole, labels=labels)], config)
+        known = case.open()[1]
+        assert (known == 1).any()
+        assert (known == 0).any()
+
+
 def test_rotations_of_flat_patches_stay_in_the_plane():
     assert AugmentConfig.for_patch((8, 112, 128)).in_plane
     assert AugmentConfig.for_patch((8, 112, 128)).rotation == 180

@@ -16,9 +16,10 @@ from scipy import ndimage
 from tttunet.errors import DatasetError
 from tttunet.files import atomic_write
 from tttunet.imaging.orientation import orientation_of, towards
+from tttunet.models.nnunet import slug
 from tttunet.networks.config import StrictModel
 from tttunet.training.dataset import Case, Dataset
-from tttunet.training.prepare import read_image, read_label
+from tttunet.training.prepare import read_pair
 
 #: Raise it when the fingerprint of the same files changes.
 _VERSION = 1
@@ -75,6 +76,9 @@ class Fingerprint(StrictModel):
     statistics: tuple[ChannelStatistics, ...] | None
 
 
+_METERS = {"micrometer": 1e-6, "millimeter": 1e-3}
+
+
 class _CaseFacts(StrictModel):
     shape: tuple[int, ...]
     spacing: tuple[float, ...]
@@ -101,7 +105,9 @@ def take_fingerprint(
         ImageError: a file cannot be read.
     """
     path = (
-        None if cache is None else Path(cache) / dataset.name / f"fingerprint-{_key(dataset)}.json"
+        None
+        if cache is None
+        else Path(cache) / slug(dataset.name) / f"fingerprint-{_key(dataset)}.json"
     )
     if path is not None and path.exists():
         try:
@@ -140,6 +146,7 @@ def _take(dataset: Dataset, progress: Progress | None) -> Fingerprint:
             drawn.append(values)
         if progress is not None:
             progress(number, len(cases))
+    facts = _in_one_unit(facts)
     orientation = _orientation(facts, dataset.dim)
     placed = [_placed(one, orientation) for one in facts]
     return Fingerprint(
@@ -158,16 +165,10 @@ def _take(dataset: Dataset, progress: Progress | None) -> Fingerprint:
 
 def _look_at(case: Case, dataset: Dataset, count: int) -> tuple[_CaseFacts, np.ndarray | None]:
     """Facts of one case, and [C, count] float32 of its labelled voxels."""
-    image = read_image(case)
+    image, label = read_pair(case, dataset)
     shape = image.spatial_shape
     if len(shape) != dataset.dim:
         raise DatasetError(f"{case.images[0]} is {len(shape)}D, but the data set {dataset.dim}D.")
-    label = read_label(case, dataset)
-    if label.shape != shape:
-        raise DatasetError(
-            f"{case.images[0]} has shape {shape} but its label {label.shape}.",
-            "Find all such cases with `tttunet check`.",
-        )
     pixels = image.array if "C" in image.axes else image.array[None]
     inside = _nonzero_box(pixels) if dataset.dim == 3 else tuple(slice(0, n) for n in shape)
     cropped = tuple(s.stop - s.start for s in inside)
@@ -188,6 +189,33 @@ def _look_at(case: Case, dataset: Dataset, count: int) -> tuple[_CaseFacts, np.n
     places = np.random.default_rng(seed).choice(places, count)
     values = np.stack([channel.ravel()[places] for channel in pixels])
     return facts, values.astype(np.float32)
+
+
+def _in_one_unit(facts: list[_CaseFacts]) -> list[_CaseFacts]:
+    """Spacings of all images in the unit of the first.
+
+    Where some images do not say how large their pixels are, flat ones are all taken as they are.
+
+    Raises:
+        DatasetError: some volumes do not say how large their voxels are.
+    """
+    units = {one.unit for one in facts}
+    if len(units) == 1:
+        return facts
+    if not units <= _METERS.keys():
+        if len(facts[0].shape) == 3:
+            raise DatasetError(
+                "Some volumes of the data set say how large their voxels are, others do not.",
+                "Save the voxel size in all of them.",
+            )
+        flat = {"unit": None, "spacing": (1.0,) * len(facts[0].shape)}
+        return [one.model_copy(update=flat) for one in facts]
+    unit = facts[0].unit
+    scales = [_METERS[str(one.unit)] / _METERS[str(unit)] for one in facts]
+    return [
+        one.model_copy(update={"unit": unit, "spacing": tuple(scale * s for s in one.spacing)})
+        for one, scale in zip(facts, scales, strict=True)
+    ]
 
 
 def _nonzero_box(pixels: np.ndarray) -> tuple[slice, ...]:
