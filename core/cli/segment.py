@@ -38,11 +38,15 @@ def segment(
         ),
     ],
     model: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
-            "--model", "-m", metavar="NAME_OR_PATH", help="See [bold]tttunet models list[/bold]."
+            "--model",
+            "-m",
+            metavar="NAME_OR_PATH",
+            help="See [bold]tttunet models list[/bold]; several, or a folder of the folds of a "
+            f"cross-validation, are averaged. [dim]\\[default: {DEFAULT_MODEL}][/dim]",
         ),
-    ] = DEFAULT_MODEL,
+    ] = None,
     axes: options.Axes = None,
     channel: Annotated[
         str | None,
@@ -150,6 +154,7 @@ def segment(
     tttunet segment stained.ome.tif -o results/ --channel DAPI
     tttunet segment video.mp4 -o labels.ome.tif --model polyp --smooth 3
     tttunet segment frames/ -o results/ --frames
+    tttunet segment case.nii.gz -o results/ -m fold-0/model -m fold-1/model
     """
     settings: dict[str, Any] = {
         "axes": axes,
@@ -161,6 +166,9 @@ def segment(
     }
     tile_numbers = () if tile is None else _parse_tile(tile)
     thresholds = _thresholds(decoding or [], min_size)
+    models = model or [DEFAULT_MODEL]
+    if engine and len(models) > 1:
+        raise typer.BadParameter("takes a single --model", param_hint="--engine")
     if engine:
         from tttunet.cli.batch import run_batch
         from tttunet.engine.batch import Batch
@@ -168,7 +176,7 @@ def segment(
         fields = {
             "inputs": tuple(inputs),
             "output": output,
-            "model": model,
+            "model": models[0],
             "overlay": overlay,
             "table": table,
             "adaptation_map": adaptation_map,
@@ -195,11 +203,11 @@ def segment(
     )
     with ProgressBar("Loading the model") as bar:
         from tttunet.inference.device import pick_device
+        from tttunet.inference.ensemble import load_ensemble
         from tttunet.inference.segment import changed_decoding, tile_size
-        from tttunet.models.model import load_model
 
         pick_device(device)
-        loaded = load_model(model)
+        loaded = load_ensemble(models)
         settings |= {
             "tile": tile_size(loaded.config, tile_numbers),
             "decoding": changed_decoding(loaded.config, thresholds),
