@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +19,31 @@ from tttunet.errors import Cancelled, ModelError
 from tttunet.imaging import Image
 from tttunet.imaging.frames import Frames, open_frames
 from tttunet.imaging.label_stack import label_stack
+from tttunet.imaging.preprocess import place_of, preprocess
+from tttunet.inference.accelerate import accelerated
+from tttunet.inference.allocator import tune_allocator
 from tttunet.inference.components import keep_largest
-from tttunet.inference.segment import Result, decode_maps, label_dtype, segment
-from tttunet.inference.tiled import Cancel, Progress
-from tttunet.models.config import ModelConfig
+from tttunet.inference.device import pick_device
+from tttunet.inference.segment import Result, automatic_tile, decode_maps, label_dtype, segment
+from tttunet.inference.tiled import (
+    BATCH_PIXELS,
+    BATCH_TILES,
+    Cancel,
+    Progress,
+    instance_activation,
+    padded_shape,
+    predict_together,
+    semantic_activation,
+)
+from tttunet.models.config import InstanceDecoding, ModelConfig
 from tttunet.models.model import Model
 
 Item = TypeVar("Item")
 #: Maps of a frame: the place of every plane on the leading axes, and [K, *plane] or None for a
 #: constant plane, which is background.
 _Maps = dict[tuple[int, ...], np.ndarray | None]
+#: Pixels of frames that go through the network together on a GPU.
+_DEVICE_PIXELS = 4 * 512**2
 #: More frames than this make no steadier labels, and need their maps in memory.
 LARGEST_WINDOW = 15
 
@@ -83,8 +100,9 @@ def segment_frames(
 ) -> Generator[tuple[Image, np.ndarray], None, None]:
     """Segment frames one by one, as `segment` does the time points of an image.
 
-    The next frame is read while one is segmented. In memory are one frame, the one that is read,
-    and with smoothing the maps of so many frames.
+    The next frame is read while one is segmented. Small frames (of one tile, on their own grid) go
+    through the network together. In memory are these frames, the one that is read, and with
+    smoothing the maps of so many.
 
     Args:
         frames: of one size, without T axis.
@@ -108,14 +126,7 @@ def segment_frames(
     options["cancel"] = cancel
     window: deque[tuple[Image, _Maps]] = deque(maxlen=smoothing)
     half, highest, count = smoothing // 2, 0, 0
-    for image in _read_ahead(frames):
-        if cancel is not None and cancel():
-            raise Cancelled("Segmentation was cancelled.")
-        maps: _Maps = {}
-        if smoothing > 1:
-            options["maps_done"] = maps.__setitem__
-        tell = None if progress is None else _after(progress, count)
-        labels = compute(image, model, progress=tell, **options).labels
+    for image, labels, maps in _segmented(frames, model, compute, smoothing > 1, progress, options):
         count += 1
         if smoothing > 1:
             window.append((image, maps))
@@ -181,6 +192,101 @@ def segment_frames_file(
     )
 
 
+def _segmented(
+    frames: Iterable[Image],
+    model: Model,
+    compute: Callable[..., Result],
+    keep_maps: bool,
+    progress: Callable[[float], None] | None,
+    options: dict[str, Any],
+) -> Iterator[tuple[Image, np.ndarray, _Maps]]:
+    """Every frame with its labels and, if they shall be kept, its maps."""
+    cancel, count = options["cancel"], 0
+    reading = _read_ahead(frames)
+    with contextlib.closing(reading):
+        while group := list(itertools.islice(reading, 1)):
+            if compute is segment:
+                group += itertools.islice(reading, _batch_size(group[0], model, options) - 1)
+            if cancel is not None and cancel():
+                raise Cancelled("Segmentation was cancelled.")
+            together = _together(group, model, options) if len(group) > 1 else None
+            for place, image in enumerate(group):
+                maps: _Maps = {}
+                if together is not None:
+                    maps[()] = together[place]
+                    labels = _labels_of(
+                        image, together[place], model.config, options.get("decoding")
+                    )
+                    count += 1
+                    if progress is not None:
+                        progress(count)
+                else:
+                    if keep_maps:
+                        options["maps_done"] = maps.__setitem__
+                    tell = None if progress is None else _after(progress, count)
+                    labels = compute(image, model, progress=tell, **options).labels
+                    count += 1
+                yield image, labels, maps
+
+
+def _batch_size(image: Image, model: Model, options: dict[str, Any]) -> int:
+    """Frames that go through the network together: small ones, in one tile, as they are."""
+    config = model.config
+    stride, tile = config.network.total_stride, options.get("tile") or automatic_tile(config)
+    padded = padded_shape(image.spatial_shape, stride)
+    geometry = (image.spatial_shape, image.spacing, image.direction, image.unit)
+    if (
+        image.ndim_spatial != config.network.dim
+        or any(size > most for size, most in zip(padded, tile, strict=True))
+        or options.get("adaptation", "tile") != "tile"
+        or config.plan.crop != "none"
+        or not place_of(*geometry, config.plan)[0].unchanged
+    ):
+        return 1
+    on_cpu = pick_device(options.get("device", "auto")).type == "cpu"
+    pixels = BATCH_PIXELS if on_cpu else _DEVICE_PIXELS
+    return max(1, min(BATCH_TILES, pixels // math.prod(padded)))
+
+
+def _together(
+    group: Sequence[Image], model: Model, options: dict[str, Any]
+) -> list[np.ndarray | None]:
+    """The maps of frames, see `_batch_size`; None for constant ones."""
+    tune_allocator()
+    config = model.config
+    arrays = [
+        preprocess(image, config.plan, config.network.input_channels).array for image in group
+    ]
+    device = pick_device(options.get("device", "auto"))
+    seen = [place for place, array in enumerate(arrays) if np.ptp(array) > 0]
+    found: list[np.ndarray | None] = [None] * len(group)
+    if seen:
+        instances = config.task == "instance"
+        maps = predict_together(
+            accelerated(model.network.to(device).eval()),
+            [arrays[place] for place in seen],
+            instance_activation if instances else semantic_activation,
+            stride=config.network.total_stride,
+            mirror_axes=config.plan.mirror_axes if options.get("mirror") else (),
+            device=device,
+        )
+        for place, one in zip(seen, maps, strict=True):
+            found[place] = one
+    return found
+
+
+def _labels_of(
+    image: Image,
+    maps: np.ndarray | None,
+    config: ModelConfig,
+    decoding: InstanceDecoding | None = None,
+) -> np.ndarray:
+    """Labels of a frame from its maps."""
+    if maps is None:
+        return np.zeros(image.spatial_shape, label_dtype(config))
+    return keep_largest(decode_maps(maps, config, decoding), config.plan.keep_largest)
+
+
 class _Counting:
     """Objects in all frames, or classes that occur in any."""
 
@@ -219,7 +325,7 @@ def _mean_labels(frames: Iterable[tuple[Image, _Maps]], config: ModelConfig) -> 
     return labels
 
 
-def _read_ahead(items: Iterable[Item]) -> Iterator[Item]:
+def _read_ahead(items: Iterable[Item]) -> Generator[Item, None, None]:
     """The same, the next one read in a thread meanwhile."""
     end = object()
     reading = iter(items)

@@ -148,6 +148,36 @@ def predict(
     return canvas.finish()
 
 
+@torch.inference_mode()
+def predict_together(
+    network: Forward,
+    images: Sequence[np.ndarray],
+    activation: Activation,
+    *,
+    stride: Sequence[int],
+    mirror_axes: Sequence[int] = (),
+    device: torch.device | str = "cpu",
+) -> list[np.ndarray]:
+    """As `predict` with a tile that covers the image, for several images in one batch.
+
+    Args:
+        images: [C, *spatial] float32 each, of one shape.
+        The others are those of `predict`.
+
+    Returns:
+        [K, *spatial] float32 for every image.
+    """
+    spatial, target = images[0].shape[1:], torch.device(device)
+    place = tuple(slice(0, size) for size in padded_shape(spatial, stride))
+    x = torch.cat([_read(image, [place], target) for image in images]).to(target)
+    outputs = _predict_mirrored(network, x, activation, mirror_axes).cpu().numpy()
+    _check_finite(outputs)
+    return [
+        _own(_inside(place, maps, spatial)[1], image)
+        for maps, image in zip(outputs, images, strict=True)
+    ]
+
+
 class HostCanvas:
     """The result in the computer's memory, added up by the helper thread.
 

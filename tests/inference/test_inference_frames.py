@@ -7,6 +7,7 @@ import math
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,9 +107,34 @@ def test_frames_are_read_one_ahead_and_a_cancel_ends_the_reading(models: dict) -
     )  # fmt: skip
     with pytest.raises(Cancelled):
         list(steps)
-    assert done == [1, 2, 3]
+    assert 3 <= len(done) < 20
+    assert done == sorted(done)
     assert closed
-    assert len(read) <= 5
+    assert len(read) <= 18
+
+
+@pytest.mark.parametrize("task", ["instance", "semantic"])
+@pytest.mark.parametrize("shape", [(48, 64), (130, 100)])
+def test_small_frames_go_together_and_give_the_same(
+    models: dict, task: str, shape: tuple[int, int]
+) -> None:
+    model = models[task]
+    film = [Image.from_array(frame(number, shape)[..., 0], "YX") for number in range(11)]
+    film[4] = Image.from_array(np.zeros(shape, np.uint8), "YX")
+    sizes: list[int] = []
+    hook = model.network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    together = [labels for _, labels in segment_frames(film, model, device="cpu", mirror=True)]
+    hook.remove()
+
+    def one_by_one(*arguments: Any, **options: Any) -> Any:
+        return segment(*arguments, **options)
+
+    alone = segment_frames(film, model, device="cpu", mirror=True, compute=one_by_one)
+    for labels, (_, expected) in zip(together, alone, strict=True):
+        assert ((labels > 0) == (expected > 0)).mean() > 0.999
+    assert not together[4].any()
+    small = shape[0] <= 64  # the tile of this model
+    assert (max(sizes) == 7) is small, "of the first eight frames, one is constant"
 
 
 def test_a_stack_file_becomes_a_file_of_labels(models: dict, tmp_path: Path) -> None:
