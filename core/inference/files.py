@@ -164,8 +164,9 @@ def plan_jobs(
     Args:
         sources: from `expand_inputs`.
         output: a folder; or for a single image the label file.
-        overlay, table, adaptation: whether these are wanted.
+        overlay, table, adaptation: whether these are wanted; of frames there are only labels.
         existing: what to do with results that are there already.
+        frames: stacks and folders are frames over time, as videos always are.
         ending: what the names of label files end in.
         suffix: format of the label files; empty: that of the image where it keeps the geometry,
             NRRD for DICOM, else OME-TIFF.
@@ -179,8 +180,6 @@ def plan_jobs(
     jobs = []
     for source in sources:
         film = frames or is_video(source)
-        if film:
-            _check_film(source, overlay or table or adaptation, suffix)
         if as_file:
             labels, base = target, target.with_name(_base_name(target))
         else:
@@ -189,7 +188,11 @@ def plan_jobs(
             base = target / (source.resolve().name if series else image_stem(source))
             own = _GEOMETRY_SUFFIXES.get(image_suffix(source), _LABEL_SUFFIX)
             own = _LABEL_SUFFIX if film else _DICOM_LABEL_SUFFIX if series else own
-            labels = base.with_name(f"{base.name}{ending}{suffix or own}")
+            own = own if film else suffix or own
+            labels = base.with_name(f"{base.name}{ending}{own}")
+        if film:
+            jobs.append(FileJob(source, labels, frames=True))
+            continue
         jobs.append(
             FileJob(
                 source,
@@ -197,9 +200,9 @@ def plan_jobs(
                 base.with_name(f"{base.name}{_OVERLAY_ENDING}.png") if overlay else None,
                 base.with_name(f"{base.name}_objects.csv") if table else None,
                 base.with_name(f"{base.name}{_ADAPTATION_ENDING}.ome.tif") if adaptation else None,
-                film,
             )
         )
+    _check_films(jobs, overlay or table or adaptation)
     _check_distinct(jobs)
     for job in jobs:
         for path in job.outputs:
@@ -207,17 +210,12 @@ def plan_jobs(
     return jobs
 
 
-def _check_film(source: Path, extras: bool, suffix: str) -> None:
-    """Raises `OutputError` if more is wanted of frames than labels, or in another format."""
-    if extras:
+def _check_films(jobs: Sequence[FileJob], extras: bool) -> None:
+    """Raises `OutputError` if more is wanted than labels, and there are only films."""
+    if extras and jobs and all(job.frames for job in jobs):
         raise OutputError(
-            f"'{source}' is segmented frame by frame, and of that there are only labels.",
+            f"'{jobs[0].source}' is segmented frame by frame, and of that there are only labels.",
             "Leave --overlay, --table and --adaptation-map away.",
-        )
-    if suffix not in ("", _LABEL_SUFFIX):
-        raise OutputError(
-            f"Labels of frames are written as {_LABEL_SUFFIX}, not as {suffix}.",
-            "Choose this format, or leave it open.",
         )
 
 
