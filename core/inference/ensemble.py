@@ -24,19 +24,23 @@ class Ensemble(nn.Module):
         networks: with the same inputs and outputs.
         maps: output channels after the classes (the distance map of instances), which are averaged
             as they are.
+        regions: the outputs are logits of overlapping regions, not of classes.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], maps: int = 0) -> None:
+    def __init__(self, networks: Sequence[nn.Module], maps: int = 0, regions: bool = False) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
-        self.maps = maps
+        self.maps, self.regions = maps, regions
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, C, *spatial] -> [batch, K, *spatial] fp32.
 
-        The softmax of the result over the classes is the mean of the networks' softmax.
+        The softmax of the result over the classes is the mean of the networks' softmax; of regions,
+        the sigmoid.
         """
         outputs = [network(x).float() for network in self.networks]
+        if self.regions:
+            return torch.stack([output.sigmoid() for output in outputs]).mean(0).logit(1e-6)
         classes = outputs[0].shape[1] - self.maps
         logs = torch.stack([output[:, :classes].log_softmax(1) for output in outputs])
         mean = logs.logsumexp(0)
@@ -78,7 +82,7 @@ def ensemble(models: Sequence[Model]) -> Model:
     kept = tuple(g for g in first.plan.keep_largest if all(g in groups for groups in shared))
     plan = first.plan.model_copy(update={"keep_largest": kept})
     maps = 1 if first.task == "instance" else 0
-    network = Ensemble([model.network for model in models], maps)
+    network = Ensemble([model.network for model in models], maps, first.regions)
     return Model(network.eval(), first.model_copy(update={"plan": plan}))
 
 
@@ -115,7 +119,7 @@ def _question(config: ModelConfig) -> tuple[object, ...]:
     network = config.network
     return (
         config.task,
-        [(label.value, label.name) for label in config.labels],
+        (config.regions, [(label.value, label.name) for label in config.labels]),
         config.plan.model_dump(exclude=_AFTERWARDS),
         (network.dim, network.input_channels, network.total_stride),
     )

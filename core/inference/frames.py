@@ -30,10 +30,9 @@ from tttunet.inference.tiled import (
     BATCH_TILES,
     Cancel,
     Progress,
-    instance_activation,
+    activation_of,
     padded_shape,
     predict_together,
-    semantic_activation,
 )
 from tttunet.models.config import InstanceDecoding, ModelConfig
 from tttunet.models.model import Model
@@ -261,11 +260,10 @@ def _together(
     seen = [place for place, array in enumerate(arrays) if np.ptp(array) > 0]
     found: list[np.ndarray | None] = [None] * len(group)
     if seen:
-        instances = config.task == "instance"
         maps = predict_together(
             accelerated(model.network.to(device).eval()),
             [arrays[place] for place in seen],
-            instance_activation if instances else semantic_activation,
+            activation_of(config),
             stride=config.network.total_stride,
             mirror_axes=config.plan.mirror_axes if options.get("mirror") else (),
             device=device,
