@@ -236,23 +236,16 @@ def _interval(tif: tifffile.TiffFile) -> float | None:
 
 
 def _video(path: Path) -> Frames:
-    try:
-        import av
-    except ImportError as error:
-        raise ImageError(
-            f"'{path}' is a video, and PyAV, which reads videos, is not installed.",
-            "pip install 'napari-tttunet[video]'",
-        ) from error
     name = image_stem(path)
 
     def read() -> Iterator[Image]:
-        with _video_errors(path), av.open(str(path)) as container:
+        with video_errors(path) as av, av.open(str(path)) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             for frame in container.decode(stream):
-                yield Image.from_array(*_picture(frame), name=name, path=path)
+                yield Image.from_array(*picture_of(frame), name=name, path=path)
 
-    with _video_errors(path), av.open(str(path)) as container:
+    with video_errors(path) as av, av.open(str(path)) as container:
         if not container.streams.video:
             raise ImageError(f"'{path}' holds no pictures, only sound.", _HINT)
         stream = container.streams.video[0]
@@ -262,8 +255,8 @@ def _video(path: Path) -> Frames:
     return _opened(Frames(path, name, _NOTHING, count, 1 / rate if rate else None), read)
 
 
-def _picture(frame: Any) -> tuple[np.ndarray, str]:
-    """A decoded frame as it shall be shown, and its axes."""
+def picture_of(frame: Any) -> tuple[np.ndarray, str]:
+    """A frame of PyAV as it shall be shown, and its axes."""
     grey = frame.format.name.startswith("gray")
     deep = grey and frame.format.name != "gray"
     array = frame.to_ndarray(format="gray16le" if deep else "gray" if grey else "rgb24")
@@ -272,12 +265,21 @@ def _picture(frame: Any) -> tuple[np.ndarray, str]:
 
 
 @contextlib.contextmanager
-def _video_errors(path: Path) -> Iterator[None]:
-    """Turns what FFmpeg says into one sentence that names the file."""
-    import av
+def video_errors(path: Path) -> Iterator[Any]:
+    """Gives PyAV, and turns what FFmpeg says into one sentence that names the file.
 
+    Raises:
+        ImageError: PyAV is not installed, or the file cannot be read.
+    """
     try:
-        yield
+        import av
+    except ImportError as error:
+        raise ImageError(
+            f"'{path}' is a video, and PyAV, which reads videos, is not installed.",
+            "pip install 'napari-tttunet[video]'",
+        ) from error
+    try:
+        yield av
     except av.FFmpegError as error:
         raise ImageError(
             f"'{path}' cannot be read: it is damaged, incomplete or no video.",

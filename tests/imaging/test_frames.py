@@ -15,6 +15,7 @@ from tttunet.imaging import load_image, load_labels
 from tttunet.imaging.frames import is_video, natural_order, open_frames
 from tttunet.imaging.image import Image
 from tttunet.imaging.label_stack import label_stack
+from tttunet.imaging.video_array import VideoArray
 
 
 def stack(*shape: int, dtype: str = "uint16") -> np.ndarray:
@@ -154,6 +155,26 @@ def test_a_video_is_turned_as_it_shall_be_shown(tmp_path: Path) -> None:
         plain, turned = open_frames(tmp_path / "plain.mp4").first, open_frames(path).first
         expected = np.rot90(plain.array, degrees // 90, (1, 2))
         np.testing.assert_array_equal(turned.array, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels"),
+    [("a.mp4", "mpeg4", "yuv420p"), ("a.mkv", "ffv1", "bgr0"), ("a.avi", "rawvideo", "gray")],
+)
+def test_a_video_as_an_array(tmp_path: Path, name: str, codec: str, pixels: str) -> None:
+    path = write_video(tmp_path / name, map(frame, range(90)), codec=codec, pixels=pixels)
+    frames = [image.array for image in open_frames(path)]
+    expected = np.stack([one if one.ndim == 2 else np.moveaxis(one, 0, -1) for one in frames])
+    video = VideoArray(path)
+    assert (video.shape, video.dtype, video.ndim) == (expected.shape, np.uint8, expected.ndim)
+    for number in (0, 1, 2, 80, 3, 89, -1, 40, 41, 5, 88):
+        np.testing.assert_array_equal(video[number], expected[number])
+    np.testing.assert_array_equal(video[10:60:7, 4:9], expected[10:60:7, 4:9])
+    np.testing.assert_array_equal(video[np.int64(7), ..., :5], expected[7, ..., :5])
+    np.testing.assert_array_equal(np.asarray(video), expected)
+    assert len(video._kept) <= 32
+    with pytest.raises(IndexError):
+        video[90]
 
 
 def test_a_damaged_video_is_told(tmp_path: Path) -> None:
