@@ -57,6 +57,8 @@ def straightened(
             f"'{path}' has several slices in the same place.",
             "Export one phase, echo or time point of the series.",
         )
+    # ITK takes the way from the first slice to the second, aside included.
+    picture.SetSpacing((*picture.GetSpacing()[:2], distance))
     notes: list[str] = []
     uneven = np.abs(np.abs(steps) - distance).max() > UNEVEN * distance
     aside = places - places[0] - np.outer(along, normal)

@@ -91,7 +91,7 @@ class VideoArray:
 
     def _decode(self, number: int) -> None:
         """Decode up to a frame, from where the last one ended or from the key frame before."""
-        if not 0 <= number - self._next <= _NEAR:
+        if self._next < 0 or not 0 <= number - self._next <= _NEAR:
             with video_errors(self.path):
                 self._container.seek(self._times[number], stream=self._stream)
                 self._reading = iter(self._container.decode(self._stream))
