@@ -203,12 +203,8 @@ def test_missing_slice_and_damage(tmp_path: Path) -> None:
     (note,) = load_image(tmp_path).notes
     assert "lacks slices: the distances between them are 2.5 to 5 mm" in note
     paths[2].write_bytes(content[: len(content) - 30])
-    try:  # a damaged slice is an error, or one that is missing
-        (note,) = load_image(tmp_path).notes
-    except ImageError as error:
-        assert "damaged" in error.message
-    else:
-        assert "lacks slices" in note
+    (note,) = load_image(tmp_path).notes  # GDCM leaves a damaged slice out
+    assert "lacks slices" in note
 
 
 def test_folders_without_dicom(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from qtpy.QtCore import Qt
 
 from napari_tttunet.class_labels import count_labels, pixel_size
+from napari_tttunet.session import session
 from segmenting import Dock, same_place
 from tiny import blobs, make_config
 from tttunet.models.labels import labels_of
@@ -87,6 +88,7 @@ def write_volume(
 
 
 def opened(dock: Dock, path: Path, model: str) -> Any:
+    session().models_changed.emit()  # the model may be newer than the dock
     (image,) = dock.viewer.open(path, plugin="napari-tttunet")
     dock.until(lambda: dock.find("model").findData(model) >= 0)
     dock.choose("model", model)
