@@ -140,7 +140,7 @@ def segment(
     """Segment images and write label files of the same size.
 
     Reads TIFF, OME-TIFF, PNG, JPEG, BMP, NIfTI, NRRD and MHA, and videos
-    (MP4, MOV, AVI, MKV, ...: pip install 'napari-tttunet\[video]'). Labels
+    (MP4, MOV, AVI, MKV, ...: pip install 'napari-tttunet\\[video]'). Labels
     are written as NAME_labels.ome.tif with the pixel size of the input; NIfTI,
     NRRD and MHA keep their format and geometry. A file that fails does not
     stop the others.
