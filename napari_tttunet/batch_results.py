@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from napari_tttunet.class_labels import described_classes, look_of_classes
 from napari_tttunet.convert import LayerData, image_layers
+from napari_tttunet.dock_work import read_library
+from napari_tttunet.readers import read_videos
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,9 @@ class Result:
 
 
 def load_result(source: str, labels: str, fields: Mapping[str, Any]) -> Result:
-    """Read an image and its labels, with the readers that the batch itself uses.
+    """Read an image and its labels, with the readers that the batch itself uses; not a whole video.
+
+    Classes get the names and colours of the model, if it is still in the library.
 
     Args:
         source, labels: the files.
@@ -41,15 +46,28 @@ def load_result(source: str, labels: str, fields: Mapping[str, Any]) -> Result:
         ImageError: one of them cannot be read.
     """
     from tttunet.imaging import load_image, load_labels
+    from tttunet.imaging.frames import is_video
 
-    images = image_layers(load_image(source, fields["axes"]), "image")
+    if is_video(source):
+        images = read_videos(source)
+    else:
+        images = image_layers(load_image(source, fields["axes"]), "image")
     found = image_layers(load_labels(labels), "labels")
     for layers, path in ((images, source), (found, labels)):
         for _, arguments, _ in layers:
             arguments["metadata"]["tttunet"]["path"] = path
+    own = {"model": fields["model"], "classes": _classes(fields["model"])}
     for _, arguments, _ in found:
-        arguments["metadata"]["tttunet"]["model"] = fields["model"]
+        arguments |= look_of_classes(own)
+        arguments["metadata"]["tttunet"] |= own
     return Result(images, found)
+
+
+def _classes(model: str) -> list[dict[str, Any]]:
+    for entry in read_library():
+        if model in (entry["name"], entry["path"]) and entry["error"] is None:
+            return described_classes(entry)
+    return []
 
 
 def _layer(viewer: Any, arguments: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""napari opens NIfTI, NRRD, MetaImage and DICOM through this plugin.
+"""napari opens NIfTI, NRRD, MetaImage, DICOM and, without decoding them whole, videos through this.
 
 TIFF and OME-Zarr stay with napari's own readers and other plugins. What place a volume gets in
 napari's world is told in `convert`.
@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from napari_tttunet.convert import LayerData, image_layers
 
@@ -28,9 +30,14 @@ _LABEL_FOLDERS = re.compile(r"labels?(tr|ts)?|masks?|segmentations?", re.IGNOREC
 
 def get_reader(path: Paths) -> Callable[[Paths], list[LayerData]] | None:
     """The reader for a path or several, or None: npe2's interface."""
+    from importlib.util import find_spec
+
+    from tttunet.imaging.frames import is_video
     from tttunet.imaging.itk import is_dicom
 
     paths = [path] if isinstance(path, str | Path) else list(path)
+    if paths and all(map(is_video, paths)):
+        return read_videos if find_spec("av") else None
     known = (str(p).lower().endswith(SUFFIXES) or is_dicom(Path(p)) for p in paths)
     return read if paths and all(known) else None
 
@@ -61,6 +68,29 @@ def read(path: Paths) -> list[LayerData]:
         for note in image.notes:
             show_warning(note)
     return [layer for image in images for layer in image_layers(image, _kind(image))]
+
+
+def read_videos(path: Paths) -> list[LayerData]:
+    """A layer per video, whose frames are decoded when they are shown or segmented.
+
+    Raises:
+        ImageError: a video cannot be read.
+    """
+    from tttunet.imaging.video_array import VideoArray
+
+    layers: list[LayerData] = []
+    for one in [path] if isinstance(path, str | Path) else path:
+        video = VideoArray(one)
+        arguments = {
+            "name": video.path.stem,
+            "rgb": video.ndim == 4,
+            "axis_labels": ("t", "y", "x"),
+            "metadata": {"tttunet": {"axes": "TYX"}},
+        }
+        if video.ndim == 3:
+            arguments["contrast_limits"] = (0, np.iinfo(video.dtype).max)
+        layers.append((video, arguments, "image"))
+    return layers
 
 
 def _chosen_series(files: Sequence[Path]) -> list[Image]:

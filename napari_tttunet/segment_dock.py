@@ -18,10 +18,12 @@ from napari_tttunet.dock_work import (
 )
 from napari_tttunet.keys import DockKeys
 from napari_tttunet.layers import layer_array, real_viewer
+from napari_tttunet.legend import Legend
 from napari_tttunet.model_card import summary_html
 from napari_tttunet.result_layers import accept, is_accepted, is_preview, is_result
+from napari_tttunet.segment_choices import Choices, chosen_parts
 from napari_tttunet.segment_image import ImageChoice
-from napari_tttunet.segment_run import Choices, Finished, SegmentRun, chosen_parts
+from napari_tttunet.segment_run import Finished, SegmentRun
 from napari_tttunet.segment_view import ALL_IS_SEEN, SegmentView
 from napari_tttunet.session import session
 from napari_tttunet.settings import Settings
@@ -61,7 +63,7 @@ class SegmentDock(QWidget):
         self._cleanup.add(self.settings.save_soon)
         self._cleanup.add(self._activity.close)
         self.image = ImageChoice(self.viewer, self._cleanup)
-        self.view = SegmentView(self.image, self.settings)
+        self.view = SegmentView(self.image, self.settings, Legend(self.viewer))
         Scrolling(self.view, self)
         self._decode_timer = delayed(self, DECODE_AFTER, self._decode)
         self._estimate_timer = delayed(self, ESTIMATE_AFTER, self._ask_estimate)
@@ -200,6 +202,7 @@ class SegmentDock(QWidget):
         file = _file(image.layer)
         view.copy_command.setEnabled(ready and bool(file))
         view.show_labels(self._checked)
+        view.legend.follow(self._checked)
         if self.run.running:
             return
         if image.layer is None:
@@ -238,6 +241,7 @@ class SegmentDock(QWidget):
             view.planes_choice,
             view.shapes.currentData(),
             int(entry["dim"]),
+            view.slices,
         )
         options = view.options
         return Choices(

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import math
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from qtpy.QtCore import QObject, QTimer, Signal
 
-from napari_tttunet.axes import data_shape
+from napari_tttunet.class_labels import described_classes, look_of_classes
 from napari_tttunet.dock_work import Background
-from napari_tttunet.geometry import Bounds, full_bounds, scale_bounds
-from napari_tttunet.layers import LabelGrid, image_fields, label_grid, layer_array, levels
+from napari_tttunet.layers import LabelGrid, image_fields, label_grid, layer_array
 from napari_tttunet.map_images import MapImages, show_map_images
-from napari_tttunet.regions import displayed_axes, plane_bounds, shape_bounds, view_bounds
 from napari_tttunet.result_layers import (
     Composed,
     PreviewLayer,
     ResultLayers,
     compose,
 )
+from napari_tttunet.segment_choices import Choices
 from napari_tttunet.session import session
 from napari_tttunet.warm_up import warm_up
 from tttunet.engine import messages
 from tttunet.engine.job import Job, Preview
-from tttunet.errors import ImageError, TTTUNetError
+from tttunet.errors import TTTUNetError
 
 #: Labels of a whole image are made for a part of it only if they are at most so large.
 LARGEST_WHOLE = 2**30
@@ -35,137 +34,6 @@ _WARM_UP_AFTER = 500
 #: A preview is shown only if at least so many seconds are left: napari takes longer to add a layer
 #: than a small image takes to be segmented.
 _WORTH_PREVIEW = 1.0
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What to segment and how.
-
-    Attributes:
-        layer: an Image layer.
-        model: an entry of `ListModels`.
-        axes: one letter per axis of the layer.
-        parts: bounds at level 0 of what to segment one after the other; empty: everything.
-        level: of a multiscale layer.
-        channel: name or number of the one channel; empty: all.
-        device, tile, mirror, decoding: as in `messages.Segment`.
-        probabilities, uncertainty: show these as images, too.
-        adaptation: as in `messages.Segment`.
-        adapted: show where the model adapted: `before`, `after` or `difference`; empty: do not.
-    """
-
-    layer: Any
-    model: dict[str, Any]
-    axes: str
-    parts: tuple[Bounds, ...] = ()
-    level: int = 0
-    channel: str = ""
-    device: str = "auto"
-    tile: tuple[int, ...] = ()
-    mirror: bool = False
-    decoding: dict[str, Any] = field(default_factory=dict)
-    probabilities: bool = False
-    uncertainty: bool = False
-    adaptation: str = "tile"
-    adapted: str = ""
-
-    @property
-    def instances(self) -> bool:
-        return self.model.get("task") == "instance"
-
-    def bounds(self, number: int = 0) -> Bounds:
-        """What part `number` is at the chosen level, per data axis without colours."""
-        level = levels(self.layer)[self.level]
-        if not self.parts:
-            return full_bounds(level.shape)
-        return scale_bounds(self.parts[number], level.factors, level.shape)
-
-    def estimate(self) -> messages.Estimate:
-        """The request that tells what this would need (its largest part)."""
-        several = [self.bounds(i) for i in range(max(len(self.parts), 1))]
-        largest = max(several, key=lambda part: math.prod(b - a for a, b in part))
-        array = layer_array(self.layer, self.level, largest)
-        fields = image_fields(self.layer, self.axes, self.level, largest)
-        sizes = {
-            letter: size
-            for letter, size in zip(self.axes, array.shape, strict=True)
-            if not (letter == "C" and self.channel)
-        }
-        return messages.Estimate(
-            tuple(sizes.values()),
-            "".join(sizes),
-            self.model["name"],
-            str(array.dtype),
-            self.device,
-            self.tile,
-            mirror=self.mirror,
-            adaptation=self.adaptation,
-            adaptation_map=bool(self.adapted),
-            **{name: fields[name] for name in ("spacing", "unit", "direction") if name in fields},
-        )
-
-    def request(self, path: str) -> messages.Segment:
-        """The same for a whole file: for the command line."""
-        return messages.Segment(
-            messages.ImageRef(path=path, axes=self.axes.replace("S", "C")),
-            self.model["name"],
-            "",
-            device=self.device,
-            tile=self.tile,
-            mirror=self.mirror,
-            decoding=dict(self.decoding),
-            channel=self.channel,
-            adaptation=self.adaptation,
-            adaptation_map="wanted" if self.adapted else "",
-        )
-
-
-def chosen_parts(
-    viewer: Any, layer: Any, axes: str, where: str, planes: str, shapes: Any, dim: int
-) -> tuple[Bounds, ...]:
-    """The parts of an image that a person means, at level 0; empty: everything.
-
-    Args:
-        viewer: napari's viewer.
-        layer: an Image layer.
-        axes: its axes.
-        where: `whole`, `view` or `shapes`.
-        planes: `all`, or `current`: the slice and frame that the sliders stand at.
-        shapes: the Shapes layer for `shapes`.
-        dim: 2 or 3, of the model; a 3D model always takes all slices.
-
-    Raises:
-        ImageError: nothing of the image is meant.
-    """
-    if where == "shapes":
-        if shapes is None:
-            raise ImageError(
-                "There is no Shapes layer.", "Add one and draw a rectangle around the region."
-            )
-        parts = shape_bounds(viewer, shapes, layer, axes)
-    elif where == "view":
-        parts = [view_bounds(viewer, layer, axes)]
-    elif planes == "all":
-        return ()
-    else:
-        parts = [full_bounds(data_shape(layer))]
-    if planes == "current":
-        moving = "T" if dim == 3 else "TZ"
-        shape, shown = data_shape(layer), displayed_axes(viewer, layer)
-        if any(axes[axis] in moving and shape[axis] > 1 for axis in shown):
-            raise ImageError(
-                "The viewer shows several slices at once, so none of them is 'this slice'.",
-                "Switch it back to 2D, or choose all slices and frames.",
-            )
-        here = plane_bounds(viewer, layer, axes)
-        parts = [
-            tuple(
-                at if letter in moving and at[1] - at[0] == 1 else along
-                for letter, at, along in zip(axes, here, part, strict=False)
-            )
-            for part in parts
-        ]
-    return tuple(parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -465,7 +333,7 @@ class SegmentRun(QObject):
             composed,
             record,
             part.key,
-            _colours(choices),
+            look_of_classes(record),
             preview,
         )
 
@@ -483,17 +351,6 @@ class SegmentRun(QObject):
             "channel": choices.channel,
             "level": choices.level,
             "region": bounds if choices.parts else None,
+            "classes": described_classes(choices.model),
             "accepted": False,
         }
-
-
-def _colours(choices: Choices) -> dict[str, Any]:
-    """Names of the classes, and their colours where the model has some."""
-    labels = [] if choices.instances else choices.model.get("labels") or []
-    colours = {one["value"]: one["color"] for one in labels if one.get("color")}
-    if not colours:
-        return {}
-    from napari.utils.colormaps import DirectLabelColormap
-
-    shown = {value: np.array([*rgb, 255]) / 255 for value, rgb in colours.items()}
-    return {"colormap": DirectLabelColormap(color_dict={None: "transparent", **shown})}

@@ -11,10 +11,12 @@ from qtpy.QtWidgets import (
     QHBoxLayout,
     QLabel,
     QPushButton,
+    QSpinBox,
     QVBoxLayout,
     QWidget,
 )
 
+from napari_tttunet.legend import Legend
 from napari_tttunet.result_layers import is_accepted, is_result
 from napari_tttunet.segment_image import ImageChoice
 from napari_tttunet.segment_options import MoreOptions, ThresholdSliders
@@ -35,7 +37,8 @@ from napari_tttunet.widgets import (
 )
 
 _WHERE = (("Whole image", "whole"), ("What I see now", "view"), ("Rectangles I drew", "shapes"))
-_PLANES = (("All slices and frames", "all"), ("Only this slice", "current"))
+_ALL, _ONE = ("All slices and frames", "all"), ("Only this slice", "current")
+_SOME = ("From one slice to another", "range")
 #: What 'What I see now' means where the viewer shows a volume.
 ALL_IS_SEEN = "In the 3D view, all of the image counts as seen."
 _TIPS = {
@@ -50,6 +53,11 @@ _TIPS = {
 class SegmentView(QWidget):
     """All controls.
 
+    Args:
+        image: the choice of the image.
+        settings: remembers choices.
+        legend: of the classes that were found.
+
     Attributes:
         changed: the region was changed.
     """
@@ -57,10 +65,14 @@ class SegmentView(QWidget):
     changed = Signal()
 
     def __init__(
-        self, image: ImageChoice, settings: Settings, parent: QWidget | None = None
+        self,
+        image: ImageChoice,
+        settings: Settings,
+        legend: Legend,
+        parent: QWidget | None = None,
     ) -> None:
         super().__init__(parent)
-        self._settings = settings
+        self._settings, self.legend = settings, legend
         self.thresholds = ThresholdSliders(settings)
         self.options = MoreOptions(settings)
         self.message, self.progress = MessageLabel(), ProgressLine()
@@ -94,6 +106,7 @@ class SegmentView(QWidget):
         self.result = text_label("result", "What was found")
         self.result.hide()
         layout.addWidget(self.result)
+        layout.addWidget(legend)
         self.adjust = FoldingSection(
             "Adjust the result",
             self.thresholds,
@@ -142,11 +155,22 @@ class SegmentView(QWidget):
         form.addRow(self._shapes_label, self.shapes)
         self.planes = combo_box(
             "planes",
-            "All slices and time points, or only those that the sliders stand at",
-            _PLANES,
+            "All slices and time points, only those that the sliders stand at, or some slices",
+            (_ALL, _ONE, _SOME),
         )
         self._planes_label = QLabel("Slices")
         form.addRow(self._planes_label, self.planes)
+        self.first_slice, self.last_slice = QSpinBox(), QSpinBox()
+        explain(self.first_slice, "first_slice", "The first slice that is segmented")
+        explain(self.last_slice, "last_slice", "The last slice that is segmented")
+        self._range = QWidget()
+        row = side_by_side(self.first_slice, QLabel("to"), self.last_slice, stretch=1)
+        row.setStretch(2, 1)
+        self._range.setLayout(row)
+        self._range_label = QLabel("From")
+        form.addRow(self._range_label, self._range)
+        for box in (self.first_slice, self.last_slice):
+            box.valueChanged.connect(lambda _: self.changed.emit())
         for combo in (self.where, self.planes):
             choose(combo, self._settings.get(f"segment.{combo.objectName()}", ""))
             combo.activated.connect(self._picked)
@@ -205,6 +229,11 @@ class SegmentView(QWidget):
         """`all` where the image has no slices."""
         return "all" if self.planes.isHidden() else str(self.planes.currentData())
 
+    @property
+    def slices(self) -> tuple[int, int]:
+        """The first and the last slice of `range`."""
+        return self.first_slice.value(), self.last_slice.value()
+
     def list_models(self, entries: Sequence[Mapping[str, Any]]) -> None:
         """Offer the models of the library; damaged ones are shown, but cannot be chosen."""
         self.model.clear()
@@ -249,12 +278,35 @@ class SegmentView(QWidget):
         if self.where_choice == "view" and in_3d:
             text += f" {ALL_IS_SEEN}"
         show_text(self.dimensions, text.strip())
-        several = frames > 1 or (slices > 1 and entry.get("dim") != 3)
-        self.planes.setVisible(several)
-        self._planes_label.setVisible(several)
+        self._offer_planes(frames, slices, entry.get("dim") == 3)
         drawn = self.where_choice == "shapes"
         self.shapes.setVisible(drawn)
         self._shapes_label.setVisible(drawn)
+
+    def _offer_planes(self, frames: int, slices: int, together: bool) -> None:
+        """The choices of slices that this image has for a model that takes them `together`."""
+        offered = [_ALL]
+        offered += [_ONE] if frames > 1 or (slices > 1 and not together) else []
+        offered += [_SOME] if slices > 1 else []
+        if [self.planes.itemData(i) for i in range(self.planes.count())] != [
+            data for _, data in offered
+        ]:
+            self.planes.clear()
+            for text, data in offered:
+                self.planes.addItem(text, data)
+            choose(self.planes, self._settings.get("segment.planes", "all"))
+        shown = len(offered) > 1
+        self.planes.setVisible(shown)
+        self._planes_label.setVisible(shown)
+        ranged = shown and self.planes.currentData() == "range"
+        self._range.setVisible(ranged)
+        self._range_label.setVisible(ranged)
+        if self.last_slice.maximum() != slices - 1:
+            for box, value in ((self.first_slice, 0), (self.last_slice, slices - 1)):
+                box.blockSignals(True)
+                box.setMaximum(slices - 1)
+                box.setValue(value)
+                box.blockSignals(False)
 
     def show_running(self, running: bool, ready: bool) -> None:
         self.segment.setVisible(not running)

@@ -43,9 +43,9 @@ def batch(
     decoding: {min_size: 30}
 
     Further fields: ending, format, overlay, adaptation_map, axes, channel,
-    device, tile, overlap, mirror, adaptation, existing. Paths start from the
-    file's folder. Run it again after an interruption: images that are complete
-    are left out, unless it says existing: overwrite.
+    device, tile, overlap, mirror, adaptation, frames, smoothing, existing.
+    Paths start from the file's folder. Run it again after an interruption:
+    images that are complete are left out, unless it says existing: overwrite.
 
     \b
     [bold]Example[/bold]

@@ -38,11 +38,15 @@ def segment(
         ),
     ],
     model: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
-            "--model", "-m", metavar="NAME_OR_PATH", help="See [bold]tttunet models list[/bold]."
+            "--model",
+            "-m",
+            metavar="NAME_OR_PATH",
+            help="See [bold]tttunet models list[/bold]; several, or a folder of the folds of a "
+            f"cross-validation, are averaged. [dim]\\[default: {DEFAULT_MODEL}][/dim]",
         ),
-    ] = DEFAULT_MODEL,
+    ] = None,
     axes: options.Axes = None,
     channel: Annotated[
         str | None,
@@ -96,6 +100,24 @@ def segment(
             "adapted, large where the image is unlike what the model knows.",
         ),
     ] = False,
+    frames: Annotated[
+        bool,
+        typer.Option(
+            "--frames",
+            help="A TIFF stack or a folder of pictures is a film: frames are read, segmented and "
+            "written one by one, so that memory does not grow with their number. Videos always "
+            "are.",
+        ),
+    ] = False,
+    smooth: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="FRAMES",
+            help="Average the probabilities of so many frames of a film (3, 5, ...) before the "
+            "likeliest class is taken; for models of classes.",
+        ),
+    ] = 1,
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Write NAME_overlay.png: outlines over the image.")
     ] = False,
@@ -117,8 +139,9 @@ def segment(
 ) -> None:
     """Segment images and write label files of the same size.
 
-    Reads TIFF, OME-TIFF, PNG, JPEG, BMP, NIfTI, NRRD and MHA. Labels are
-    written as NAME_labels.ome.tif with the pixel size of the input; NIfTI,
+    Reads TIFF, OME-TIFF, PNG, JPEG, BMP, NIfTI, NRRD and MHA, and videos
+    (MP4, MOV, AVI, MKV, ...: pip install 'napari-tttunet\\[video]'). Labels
+    are written as NAME_labels.ome.tif with the pixel size of the input; NIfTI,
     NRRD and MHA keep their format and geometry. A file that fails does not
     stop the others.
 
@@ -129,6 +152,9 @@ def segment(
     tttunet segment plate1/ 'plate2/*.tif' -o results/ --model my-cells --tta
     tttunet segment stack.tif -o results/ --axes ZYX --device cuda
     tttunet segment stained.ome.tif -o results/ --channel DAPI
+    tttunet segment video.mp4 -o labels.ome.tif --model polyp --smooth 3
+    tttunet segment frames/ -o results/ --frames
+    tttunet segment case.nii.gz -o results/ -m fold-0/model -m fold-1/model
     """
     settings: dict[str, Any] = {
         "axes": axes,
@@ -140,6 +166,9 @@ def segment(
     }
     tile_numbers = () if tile is None else _parse_tile(tile)
     thresholds = _thresholds(decoding or [], min_size)
+    models = model or [DEFAULT_MODEL]
+    if engine and len(models) > 1:
+        raise typer.BadParameter("takes a single --model", param_hint="--engine")
     if engine:
         from tttunet.cli.batch import run_batch
         from tttunet.engine.batch import Batch
@@ -147,12 +176,14 @@ def segment(
         fields = {
             "inputs": tuple(inputs),
             "output": output,
-            "model": model,
+            "model": models[0],
             "overlay": overlay,
             "table": table,
             "adaptation_map": adaptation_map,
             "tile": tile_numbers,
             "decoding": thresholds,
+            "frames": frames,
+            "smoothing": smooth,
             "existing": "overwrite" if overwrite else "error",
         }
         plan = Batch.from_dict({**fields, **settings}, "The command")
@@ -162,23 +193,25 @@ def segment(
     from tttunet.inference.files import expand_inputs, plan_jobs
 
     jobs = plan_jobs(
-        expand_inputs(inputs),
+        expand_inputs(inputs, frames=frames),
         output,
         overlay=overlay,
         table=table,
         adaptation=adaptation_map,
         existing="overwrite" if overwrite else "error",
+        frames=frames,
     )
     with ProgressBar("Loading the model") as bar:
         from tttunet.inference.device import pick_device
+        from tttunet.inference.ensemble import load_ensemble
         from tttunet.inference.segment import changed_decoding, tile_size
-        from tttunet.models.model import load_model
 
         pick_device(device)
-        loaded = load_model(model)
+        loaded = load_ensemble(models)
         settings |= {
             "tile": tile_size(loaded.config, tile_numbers),
             "decoding": changed_decoding(loaded.config, thresholds),
+            "smoothing": smooth,
             "overwrite": overwrite,
             "note": bar.note,
         }
@@ -192,13 +225,13 @@ def _run_jobs(
     jobs: list[FileJob], model: Model, settings: dict[str, Any], bar: ProgressBar, debug: bool
 ) -> dict[Path, str]:
     """Segment one file after the other; returns what went wrong, by file."""
-    from tttunet.inference.files import describe_count, segment_file
+    from tttunet.inference.files import describe_result, segment_file
 
     failures: dict[Path, str] = {}
     for index, job in enumerate(jobs):
         describe_file(bar, job.source.name, index, len(jobs))
 
-        def update(done: int, tiles: int, index: int = index) -> None:
+        def update(done: float, tiles: float, index: int = index) -> None:
             bar.update(index + done / tiles, len(jobs))
 
         try:
@@ -208,7 +241,7 @@ def _run_jobs(
                 raise
             failures[job.source] = explain(error)
             continue
-        count = describe_count(result.count, model.config)
+        count = describe_result(result, model.config)
         bar.show(summary(job.source, count, result.seconds, job.labels))
     return failures
 

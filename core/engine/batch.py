@@ -48,6 +48,9 @@ class Batch(StrictModel):
         mirror: average over flips.
         adaptation: how TTT layers adapt, see `tttunet.layers.adaptation.Mode`.
         decoding: changed thresholds of the model.
+        frames: TIFF stacks and folders of pictures are frames over time, read and written one by
+            one, as videos always are.
+        smoothing: average the probabilities of so many frames (odd); 1: each by itself.
         existing: `skip` goes on with a batch that was interrupted: images whose results are
             complete are left out. `overwrite` writes all again, `error` refuses.
     """
@@ -69,6 +72,8 @@ class Batch(StrictModel):
     mirror: bool = False
     adaptation: Literal["off", "tile", "image", "both"] = "tile"
     decoding: dict[str, Any] = Field(default_factory=dict)
+    frames: bool = False
+    smoothing: int = Field(1, ge=1)
     existing: Existing = "skip"
 
     @field_validator("inputs", "tile", mode="before")
@@ -214,6 +219,8 @@ def segment_command(plan: Mapping[str, Any]) -> str | None:
     words += ["--output", plan["output"] or "labels/", "--model", plan["model"]]
     extras = ("overlay", "table", "adaptation_map")
     words += [f"--{name.replace('_', '-')}" for name in extras if plan.get(name)]
+    words += ["--frames"] if plan.get("frames") else []
+    words += ["--smooth", str(plan["smoothing"])] if plan.get("smoothing", 1) != 1 else []
     words += ["--overwrite"] if plan["existing"] == "overwrite" else []
     return shlex.join(words + _options(plan))
 

@@ -18,6 +18,7 @@ from tttunet.engine.messages import (
 )
 from tttunet.errors import Cancelled, ModelError
 from tttunet.models.archive import export_model, unpack_model
+from tttunet.models.labels import with_table
 from tttunet.models.library import (
     ModelEntry,
     add_model,
@@ -152,7 +153,8 @@ def _described(entry: ModelEntry) -> dict[str, Any]:
         if config.weights is not None:
             found["weights"] = {"sha256": config.weights.sha256, "bytes": config.weights.bytes}
         found["spacing"], found["unit"] = config.plan.spacing, config.plan.unit
-        found["labels"] = [label.model_dump(mode="json") for label in config.labels]
+        labels, _ = with_table(config.labels)  # a model that was trained here has no colours
+        found["labels"] = [label.model_dump(mode="json") for label in labels]
         found["channels"] = config.plan.channels
         found["adapts"] = config.network.ttt is not None
         if config.plan.decoding is not None:

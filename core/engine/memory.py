@@ -140,7 +140,7 @@ def estimate(
     pixels, tile_pixels = math.prod(spatial), math.prod(size)
     batch = min(tiles, max(1, min(BATCH_TILES, BATCH_PIXELS // tile_pixels)))
     losses = 2 if adaptation_map else 0
-    inputs, outputs = network.input_channels, network.output_channels + losses
+    inputs, outputs = network.input_channels, config.maps + losses
 
     computing = int(4 * batch * tile_pixels * _maps_at_once(config)) + _weight_bytes(config)
     if tiles == 1:
@@ -186,7 +186,7 @@ def _estimate_elsewhere(
     """
     from tttunet.imaging.resample import SLAB
 
-    dim, outputs = config.network.dim, config.network.output_channels
+    dim, outputs = config.network.dim, config.maps
     voxels, lead = math.prod(place.shape), len(place.shape) - dim
     times = max(1, planes // math.prod(place.shape[:lead]))
     there = estimate(
@@ -225,7 +225,7 @@ def _maps_at_once(config: ModelConfig) -> float:
     for features, stride in zip(network.features, network.strides, strict=True):
         scale /= math.prod(stride)
         skips += features * scale
-    return ACTIVATION_MAPS * network.features[0] + skips + 2 * network.output_channels
+    return ACTIVATION_MAPS * network.features[0] + skips + 2 * config.maps
 
 
 def _weight_bytes(config: ModelConfig) -> int:

@@ -15,7 +15,13 @@ from tttunet.engine.worker import Reporter
 from tttunet.errors import Cancelled, OutputError, TTTUNetError
 from tttunet.files import remove_leftovers
 from tttunet.inference.device import pick_device
-from tttunet.inference.files import FileJob, describe_count, expand_inputs, plan_jobs, segment_file
+from tttunet.inference.files import (
+    FileJob,
+    describe_result,
+    expand_inputs,
+    plan_jobs,
+    segment_file,
+)
 from tttunet.inference.segment import changed_decoding, tile_size
 
 
@@ -30,7 +36,7 @@ def run_batch(batch: Batch, reporter: Reporter, models: LoadedModels) -> dict[st
         Cancelled: the reporter said so; files that are done stay.
     """
     jobs = plan_jobs(
-        expand_inputs(batch.inputs, batch.ending),
+        expand_inputs(batch.inputs, batch.ending, batch.frames),
         batch.output,
         overlay=batch.overlay,
         table=batch.table,
@@ -38,6 +44,7 @@ def run_batch(batch: Batch, reporter: Reporter, models: LoadedModels) -> dict[st
         existing=batch.existing,
         ending=batch.ending,
         suffix="" if batch.format == "auto" else batch.format,
+        frames=batch.frames,
     )
     pick_device(batch.device)
     reporter.stage("loading the model")
@@ -52,6 +59,7 @@ def run_batch(batch: Batch, reporter: Reporter, models: LoadedModels) -> dict[st
         "mirror": batch.mirror,
         "adaptation": batch.adaptation,
         "decoding": decoding,
+        "smoothing": batch.smoothing,
         "cancel": reporter.is_cancelled,
         "note": reporter.log,
         "compute": functools.partial(
@@ -85,8 +93,7 @@ def run_batch(batch: Batch, reporter: Reporter, models: LoadedModels) -> dict[st
             if isinstance(error, OutputError) and "disk is full" in str(error):
                 raise
             continue
-        count = describe_count(result.count, model.config)
-        states.append(tell("done", count, result.seconds))
+        states.append(tell("done", describe_result(result, model.config), result.seconds))
     return {
         **{name: states.count(name) for name in ("done", "skipped", "failed")},
         "seconds": time.monotonic() - start,

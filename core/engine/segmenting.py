@@ -345,7 +345,7 @@ class _Maps:
     """Receives the network's maps: keeps them if there is room, and writes them if wanted."""
 
     def __init__(self, request: Segment, config: ModelConfig, image: Image, grid: Grid) -> None:
-        channels = config.network.output_channels
+        channels = config.maps
         size = 4 * channels * math.prod(grid.shape)
         available = host_memory()[1]
         keep = available is None or size <= KEPT_SHARE * available

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tttunet.errors import ImageError
-from tttunet.imaging import nifti, nrrd
+from tttunet.imaging import nifti, nrrd, slices
 from tttunet.imaging.axes import check_axes, spatial_axes
 from tttunet.imaging.image import Image
 
@@ -42,8 +42,6 @@ _DICOM_MAGIC = b"DICM"
 #: So many files of a folder are looked at; exports mix a few other files among the slices.
 _LOOKED_AT = 50
 _POSITION, _MODALITY, _DESCRIPTION = "0020|0032", "0008|0060", "0008|103e"
-#: Largest deviation of a slice from its place, in distances between slices.
-_UNEVEN = 0.05
 
 
 def read_itk(path: Path, suffix: str, axes: str | None, name: str) -> Image:
@@ -121,7 +119,9 @@ def describe_series(files: Sequence[Path]) -> str:
 def read_dicom(files: Sequence[Path], axes: str | None, name: str, path: Path) -> Image:
     """Reads the slices of one DICOM series as a volume, or one file of several frames.
 
-    Values are rescaled as the files say (Hounsfield units for CT).
+    Values are rescaled as the files say (Hounsfield units for CT). Slices that a tilted gantry has
+    shifted, or of which some are missing, are resampled to a straight grid, which is noted (see
+    `slices.straightened`).
 
     Args:
         files: in the order of the slices.
@@ -130,7 +130,7 @@ def read_dicom(files: Sequence[Path], axes: str | None, name: str, path: Path) -
         path: what the image's path shall be, and what messages name.
 
     Raises:
-        ImageError: slices are missing, doubled, unevenly spaced or shifted (a tilted gantry).
+        ImageError: slices are doubled, many are missing, or they are shifted irregularly.
     """
     import SimpleITK
 
@@ -141,37 +141,12 @@ def read_dicom(files: Sequence[Path], axes: str | None, name: str, path: Path) -
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileNames([str(file) for file in files])
     reader.MetaDataDictionaryArrayUpdateOn()
-    picture = reader.Execute()
+    picture, notes = reader.Execute(), tuple[str, ...]()
     if all(reader.HasMetaDataKey(i, _POSITION) for i in range(len(files))):
         texts = [reader.GetMetaData(i, _POSITION) for i in range(len(files))]
         places = np.array([[float(x) for x in text.split("\\")] for text in texts])
-        normal = np.array(picture.GetDirection()).reshape(3, 3)[:, 2]
-        _check_slices(places, normal, path)
-    return from_sitk(picture, axes, name=name, path=path)
-
-
-def _check_slices(places: np.ndarray, normal: np.ndarray, path: Path) -> None:
-    """Raises `ImageError` unless the slices [n, 3] lie evenly along `normal` [3]."""
-    along = places @ normal
-    steps = np.diff(along)
-    distance = float(np.median(np.abs(steps)))
-    if np.abs(steps).min() < 1e-3:
-        raise ImageError(
-            f"'{path}' has several slices in the same place.",
-            "Export one phase, echo or time point of the series.",
-        )
-    if np.abs(steps - np.median(steps)).max() > _UNEVEN * distance:
-        low, high = np.abs(steps).min(), np.abs(steps).max()
-        raise ImageError(
-            f"'{path}' lacks slices: the distances between them are {low:.3g} to {high:.3g} mm.",
-            "Export the series again, or resample it to even distances.",
-        )
-    aside = places - places[0] - np.outer(along - along[0], normal)
-    if np.linalg.norm(np.diff(aside, axis=0), axis=1).max() > _UNEVEN * distance:
-        raise ImageError(
-            f"'{path}' was taken with a tilted gantry: its slices are shifted.",
-            "Resample it to a regular grid, e.g. in 3D Slicer.",
-        )
+        picture, notes = slices.straightened(picture, places, path)
+    return replace(from_sitk(picture, axes, name=name, path=path), notes=notes)
 
 
 def from_sitk(

@@ -135,7 +135,7 @@ def load_dicom(path: str | Path) -> list[Image]:
     names = [path.stem if path.is_file() else path.name]
     if len(series) > 1:
         names = [f"{path.name}-{number}" for number in range(1, len(series) + 1)]
-    with _errors_told(path, _DICOM):
+    with errors_told(path, _DICOM):
         found = zip(series, names, strict=True)
         return [itk.read_dicom(files, None, name, path) for files, name in found]
 
@@ -186,7 +186,7 @@ def _whole_numbers(array: np.ndarray, path: str | Path) -> np.ndarray:
 def _load(path: str | Path, axes: str | None, palette_numbers: bool) -> Image:
     path = Path(path)
     suffix, name = _check_file(path), image_stem(path)
-    with _errors_told(path, suffix):
+    with errors_told(path, suffix):
         if suffix == _DICOM:
             return _only_series(path, axes)
         if suffix in tiff.SUFFIXES:
@@ -222,7 +222,7 @@ def _only_series(folder: Path, axes: str | None) -> Image:
 
 
 @contextlib.contextmanager
-def _errors_told(path: Path, suffix: str) -> Iterator[None]:
+def errors_told(path: Path, suffix: str) -> Iterator[None]:
     """Turns whatever the decoders raise into one sentence that names the file."""
     try:
         yield

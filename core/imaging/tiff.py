@@ -77,12 +77,12 @@ def read_tiff(path: Path, axes: str | None, name: str) -> Image:
     """
     import tifffile
 
-    with _damage_noticed(path), tifffile.TiffFile(path) as tif:
+    with damage_noticed(path), tifffile.TiffFile(path) as tif:
         series = tif.series[0]
         several = len(tif.series)
-        _check_colour_space(series.keyframe, path)
-        array, found = series.asarray(), _named_samples(series)
-        size = _ome_size(tif) or _imagej_size(tif) or _tag_size(series.keyframe)
+        check_colour_space(series.keyframe, path)
+        array, found = series.asarray(), named_samples(series)
+        size = pixel_size(tif)
     check_array(array, f"'{path}'")
     if axes is None:
         array, axes = resolve_axes(array, found, f"'{path}'")
@@ -93,7 +93,7 @@ def read_tiff(path: Path, axes: str | None, name: str) -> Image:
     image = Image.from_array(
         array,
         axes,
-        spacing=[_distance(size, letter) for letter in spatial_axes(axes)],
+        spacing=[distance_along(size, letter) for letter in spatial_axes(axes)],
         unit=size.unit,
         channel_names=size.channel_names,
         name=name,
@@ -104,7 +104,7 @@ def read_tiff(path: Path, axes: str | None, name: str) -> Image:
 
 
 @contextlib.contextmanager
-def _damage_noticed(path: Path) -> Iterator[None]:
+def damage_noticed(path: Path) -> Iterator[None]:
     """Turns damage that tifffile only logs (a stack that ends early) into an error.
 
     It must be heard even where logging was turned off, which nothing else may hear then.
@@ -139,7 +139,7 @@ def _damage_noticed(path: Path) -> Iterator[None]:
             )
 
 
-def _check_colour_space(page: tifffile.TiffPage, path: Path) -> None:
+def check_colour_space(page: tifffile.TiffPage, path: Path) -> None:
     known = {"MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "MASK", "YCBCR"}
     colours = getattr(page.photometric, "name", str(page.photometric))
     # JPEG and JPEG 2000 codecs return RGB; other codecs leave YCbCr as it is.
@@ -150,7 +150,7 @@ def _check_colour_space(page: tifffile.TiffPage, path: Path) -> None:
         )
 
 
-def _named_samples(series: tifffile.TiffPageSeries) -> str:
+def named_samples(series: tifffile.TiffPageSeries) -> str:
     """The axes of the series, where samples that are no colours are channels."""
     page = series.keyframe
     colour = getattr(page.photometric, "name", "") in ("RGB", "YCBCR")
@@ -224,7 +224,12 @@ def _convert(sizes: dict[str, float], units: dict[str, str]) -> PixelSize:
     return PixelSize(sizes, None)
 
 
-def _distance(size: PixelSize, letter: str) -> float:
+def pixel_size(tif: tifffile.TiffFile) -> PixelSize:
+    """What the first series of a file says of the size of its pixels."""
+    return _ome_size(tif) or _imagej_size(tif) or _tag_size(tif.series[0].keyframe)
+
+
+def distance_along(size: PixelSize, letter: str) -> float:
     """The distance along an axis; without one, it is that within the plane."""
     for known in {"X": "XY", "Y": "YX", "Z": "ZYX"}[letter]:
         if known in size.spacing:

@@ -188,20 +188,11 @@ def _write_ome_tiff(path: Path, image: Image) -> None:
     array = np.ascontiguousarray(image.array)
     # Equal labels give equal files; tifffile's own identifier is the time.
     content = hashlib.sha256(array.data).hexdigest()
-    metadata: dict[str, object] = {
+    metadata = {
         "axes": image.axes,
         "UUID": str(uuid.uuid5(uuid.NAMESPACE_OID, content)),
+        **ome_metadata(image),
     }
-    spacing = dict(zip(image.spatial_axes, image.spacing, strict=True))
-    if image.unit or set(image.spacing) != {1.0}:
-        for letter, value in spacing.items():
-            metadata[f"PhysicalSize{letter}"] = value
-            metadata[f"PhysicalSize{letter}Unit"] = _OME_UNITS[image.unit]
-    options: dict[str, Any] = {}
-    if image.unit:
-        per_centimeter = tuple(_PER_CENTIMETER[image.unit] / spacing[letter] for letter in "XY")
-        if all(1e-3 < value < 1e9 for value in per_centimeter):
-            options = {"resolution": per_centimeter, "resolutionunit": "CENTIMETER"}
     tifffile.imwrite(
         path,
         array,
@@ -210,5 +201,26 @@ def _write_ome_tiff(path: Path, image: Image) -> None:
         photometric="minisblack",
         compression="zlib",
         metadata=metadata,
-        **options,
+        **tiff_resolution(image),
     )
+
+
+def ome_metadata(image: Image) -> dict[str, object]:
+    """The size of the pixels in the words of OME; empty where it is not known."""
+    metadata: dict[str, object] = {}
+    if image.unit or set(image.spacing) != {1.0}:
+        for letter, value in zip(image.spatial_axes, image.spacing, strict=True):
+            metadata[f"PhysicalSize{letter}"] = value
+            metadata[f"PhysicalSize{letter}Unit"] = _OME_UNITS[image.unit]
+    return metadata
+
+
+def tiff_resolution(image: Image) -> dict[str, Any]:
+    """The size of the pixels as arguments of tifffile; empty where it cannot be said."""
+    if not image.unit:
+        return {}
+    spacing = dict(zip(image.spatial_axes, image.spacing, strict=True))
+    per_centimeter = tuple(_PER_CENTIMETER[image.unit] / spacing[letter] for letter in "XY")
+    if not all(1e-3 < value < 1e9 for value in per_centimeter):
+        return {}
+    return {"resolution": per_centimeter, "resolutionunit": "CENTIMETER"}

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tttunet.errors import ImageError, OutputError
 from tttunet.files import check_output
+from tttunet.imaging.frames import VIDEO_SUFFIXES, is_video
 from tttunet.imaging.itk import is_dicom
 from tttunet.imaging.readers import SUFFIXES, image_stem, image_suffix
 from tttunet.imaging.writers import LABEL_SUFFIXES
 
 if TYPE_CHECKING:
     from tttunet.imaging import Image
+    from tttunet.inference.frames import FramesResult
     from tttunet.inference.segment import Result
     from tttunet.models.config import ModelConfig
     from tttunet.models.model import Model
@@ -50,13 +52,18 @@ Existing = Literal["error", "overwrite", "skip"]
 
 @dataclass(frozen=True)
 class FileJob:
-    """One image and the files to make from it; None are not wanted."""
+    """One image and the files to make from it; None are not wanted.
+
+    With `frames` it is a video, a stack or a folder of pictures, of which one is in memory at a
+    time.
+    """
 
     source: Path
     labels: Path
     overlay: Path | None = None
     table: Path | None = None
     adaptation: Path | None = None
+    frames: bool = False
 
     @property
     def outputs(self) -> list[Path]:
@@ -69,7 +76,9 @@ class FileJob:
         return all(path.exists() for path in self.outputs)
 
 
-def expand_inputs(patterns: Sequence[str], ending: str = LABELS_ENDING) -> list[Path]:
+def expand_inputs(
+    patterns: Sequence[str], ending: str = LABELS_ENDING, frames: bool = False
+) -> list[Path]:
     """Image files from names of files, folders and globs, each file once.
 
     Of folders (without their subfolders) and globs, files of other types, hidden files and what
@@ -80,6 +89,7 @@ def expand_inputs(patterns: Sequence[str], ending: str = LABELS_ENDING) -> list[
     Args:
         patterns: the names.
         ending: what the names of label files end in.
+        frames: a folder is one sequence of frames rather than many images.
 
     Raises:
         ImageError: a file does not exist or is of a type that cannot be read, or a folder or glob
@@ -87,13 +97,15 @@ def expand_inputs(patterns: Sequence[str], ending: str = LABELS_ENDING) -> list[
     """
     found: dict[Path, Path] = {}
     for pattern in patterns:
-        for path in _expand(pattern, ending):
+        for path in _expand(pattern, ending, frames):
             found.setdefault(path.resolve(), path)
     return list(found.values())
 
 
-def _expand(pattern: str, ending: str) -> list[Path]:
+def _expand(pattern: str, ending: str, frames: bool) -> list[Path]:
     path = Path(pattern).expanduser()
+    if path.is_dir() and frames and any(image_suffix(file) for file in path.iterdir()):
+        return [path]
     if path.is_dir():
         images = _images(path.iterdir(), ending)
         images += [path] if _is_series(path) else []
@@ -103,7 +115,7 @@ def _expand(pattern: str, ending: str) -> list[Path]:
     if path.exists() or not glob.has_magic(pattern):
         if not path.exists():
             raise ImageError(f"'{path}' does not exist.", "Check the name and the folder.")
-        if not image_suffix(path):
+        if not _is_image(path):
             raise ImageError(f"'{path}' is of a type that cannot be read.", _known_types())
         return [path]
     images = _images(map(Path, glob.glob(str(path), recursive=True)), ending)
@@ -117,9 +129,13 @@ def _images(paths: Iterator[Path], ending: str) -> list[Path]:
         path
         for path in paths
         if not path.name.startswith(".")
-        and (_is_series(path) or (image_suffix(path) and path.is_file()))
+        and (_is_series(path) or (_is_image(path) and path.is_file()))
         and not image_stem(path).endswith((ending, *_OUR_ENDINGS))
     )
+
+
+def _is_image(path: Path) -> bool:
+    return bool(image_suffix(path)) or is_video(path)
 
 
 def _is_series(path: Path) -> bool:
@@ -127,7 +143,8 @@ def _is_series(path: Path) -> bool:
 
 
 def _known_types() -> str:
-    return f"Known types: {', '.join(sorted(SUFFIXES))}, and folders of DICOM slices."
+    known = ", ".join(sorted((*SUFFIXES, *VIDEO_SUFFIXES)))
+    return f"Known types: {known}, and folders of DICOM slices."
 
 
 def plan_jobs(
@@ -140,14 +157,16 @@ def plan_jobs(
     existing: Existing = "error",
     ending: str = LABELS_ENDING,
     suffix: str = "",
+    frames: bool = False,
 ) -> list[FileJob]:
     """Name the outputs and make sure that all of them can be written.
 
     Args:
         sources: from `expand_inputs`.
         output: a folder; or for a single image the label file.
-        overlay, table, adaptation: whether these are wanted.
+        overlay, table, adaptation: whether these are wanted; of frames there are only labels.
         existing: what to do with results that are there already.
+        frames: stacks and folders are frames over time, as videos always are.
         ending: what the names of label files end in.
         suffix: format of the label files; empty: that of the image where it keeps the geometry,
             NRRD for DICOM, else OME-TIFF.
@@ -160,15 +179,20 @@ def plan_jobs(
     as_file = _is_label_file(target, output, len(sources))
     jobs = []
     for source in sources:
+        film = frames or is_video(source)
         if as_file:
             labels, base = target, target.with_name(_base_name(target))
         else:
             # The dots in the name of a folder (1.2.840) begin no suffix.
             series = source.is_dir()
-            base = target / (source.name if series else image_stem(source))
+            base = target / (source.resolve().name if series else image_stem(source))
             own = _GEOMETRY_SUFFIXES.get(image_suffix(source), _LABEL_SUFFIX)
-            own = _DICOM_LABEL_SUFFIX if series else own
-            labels = base.with_name(f"{base.name}{ending}{suffix or own}")
+            own = _LABEL_SUFFIX if film else _DICOM_LABEL_SUFFIX if series else own
+            own = own if film else suffix or own
+            labels = base.with_name(f"{base.name}{ending}{own}")
+        if film:
+            jobs.append(FileJob(source, labels, frames=True))
+            continue
         jobs.append(
             FileJob(
                 source,
@@ -178,11 +202,21 @@ def plan_jobs(
                 base.with_name(f"{base.name}{_ADAPTATION_ENDING}.ome.tif") if adaptation else None,
             )
         )
+    _check_films(jobs, overlay or table or adaptation)
     _check_distinct(jobs)
     for job in jobs:
         for path in job.outputs:
             check_output(path, overwrite=existing != "error")
     return jobs
+
+
+def _check_films(jobs: Sequence[FileJob], extras: bool) -> None:
+    """Raises `OutputError` if more is wanted than labels, and there are only films."""
+    if extras and jobs and all(job.frames for job in jobs):
+        raise OutputError(
+            f"'{jobs[0].source}' is segmented frame by frame, and of that there are only labels.",
+            "Leave --overlay, --table and --adaptation-map away.",
+        )
 
 
 def _is_label_file(target: Path, output: str, sources: int) -> bool:
@@ -280,8 +314,9 @@ def segment_file(
     overwrite: bool = False,
     note: Callable[[str], None] = lambda text: None,
     compute: Callable[..., Result] | None = None,
+    smoothing: int = 1,
     **options: Any,
-) -> Result:
+) -> Result | FramesResult:
     """Segment one file and write all its results, or none.
 
     Args:
@@ -289,10 +324,26 @@ def segment_file(
         axes, channel, note: as for `load_input`.
         overwrite: replace existing files; those that were replaced stay if a later one fails.
         compute: in place of `segment`.
+        smoothing: of frames, see `inference.frames.segment_frames`; images ignore it.
         options: those of `segment`.
     """
     from tttunet.inference.segment import segment
 
+    if job.frames:
+        from tttunet.inference.frames import segment_frames_file
+
+        return segment_frames_file(
+            job.source,
+            job.labels,
+            model,
+            axes=axes,
+            channel=channel,
+            overwrite=overwrite,
+            note=note,
+            compute=compute or segment,
+            smoothing=smoothing,
+            **options,
+        )
     image = load_input(job.source, model.config, axes=axes, channel=channel, note=note)
     if job.adaptation is not None:
         options["adaptation_map"] = True
@@ -325,6 +376,13 @@ def _write(job: FileJob, result: Result, config: ModelConfig, overwrite: bool) -
         yield save_table(job.table, rows, columns=columns, overwrite=overwrite)
     if job.adaptation is not None and result.adaptation_map is not None:
         yield save_maps(job.adaptation, result.adaptation_map, image, overwrite=overwrite)
+
+
+def describe_result(result: Result | FramesResult, config: ModelConfig) -> str:
+    """`3 objects`, or of frames `120 frames, 2 classes`."""
+    frames = getattr(result, "frames", 0)
+    text = describe_count(result.count, config)
+    return f"{frames} frame{'s' * (frames != 1)}, {text}" if frames else text
 
 
 def describe_count(count: int, config: ModelConfig) -> str:

@@ -28,9 +28,8 @@ from tttunet.inference.tiled import (
     Cancel,
     Progress,
     TileDone,
-    instance_activation,
+    activation_of,
     predict,
-    semantic_activation,
 )
 from tttunet.layers.adaptation import Adaptation, Mode
 from tttunet.models.card import first_problem
@@ -199,7 +198,7 @@ def predict_maps(
     """
     tune_allocator()
     config = model.config
-    activation = instance_activation if config.task == "instance" else semantic_activation
+    activation = activation_of(config)
     network = model.network.to(device).eval()
     options: dict[str, Any] = {
         "tile": tile or automatic_tile(config),
@@ -416,8 +415,7 @@ def _frame_labels(
         values = class_values(config)
         yield (), labels_on_image(prepared, dim, maps_of, values, losses, tile_done)
         return
-    channels = config.network.output_channels
-    whole = maps_on_image(prepared, dim, maps_of, channels, losses, tile_done)
+    whole = maps_on_image(prepared, dim, maps_of, config.maps, losses, tile_done)
     for index in np.ndindex(place.shape[: len(lead)]):
         maps = None if whole is None else whole[(slice(None), *index)]
         if maps_done is not None:

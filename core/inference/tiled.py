@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tttunet.errors import Cancelled, ModelError
 from tttunet.imaging.tiles import gaussian_weight, read_reflected, tile_grid
+from tttunet.models.config import ModelConfig
 
 #: progress(done, total), in tiles.
 Progress = Callable[[int, int], None]
@@ -46,9 +47,38 @@ def semantic_activation(logits: Tensor) -> Tensor:
     return logits.softmax(1)
 
 
+def region_activation(logits: Tensor) -> Tensor:
+    """[batch, R, *spatial] logits of overlapping regions -> [batch, R + 1, *spatial].
+
+    nnU-Net writes the number of one region after the other where its probability p exceeds 0.5, so
+    the last such region i counts. With the margins m_j = p_j - 0.5 that is the largest of
+
+        s_i = min(m_i, -m_j for all j > i),    s_0 = min(-m_j for all j),
+
+    which are here shifted to 0..1 and divided by their sum, so that they can be averaged over
+    tiles and interpolated as probabilities are.
+    """
+    margins = logits.sigmoid() - 0.5
+    scores = [margins.new_empty(0)] * (margins.shape[1] + 1)
+    least = torch.full_like(margins[:, 0], 0.5)
+    for region in reversed(range(margins.shape[1])):
+        scores[region + 1] = torch.minimum(margins[:, region], least)
+        least = torch.minimum(least, -margins[:, region])
+    scores[0] = least
+    shifted = torch.stack(scores, 1) + 0.5
+    return shifted / shifted.sum(1, keepdim=True)
+
+
 def instance_activation(logits: Tensor) -> Tensor:
     """Probabilities of background, interior, boundary; the distance map as it is."""
     return torch.cat((logits[:, :-1].softmax(1), logits[:, -1:]), dim=1)
+
+
+def activation_of(config: ModelConfig) -> Activation:
+    """What makes maps of the outputs of a model's network."""
+    if config.task == "instance":
+        return instance_activation
+    return region_activation if config.regions else semantic_activation
 
 
 @torch.inference_mode()
@@ -146,6 +176,36 @@ def predict(
         stitching.result()
     assert canvas is not None
     return canvas.finish()
+
+
+@torch.inference_mode()
+def predict_together(
+    network: Forward,
+    images: Sequence[np.ndarray],
+    activation: Activation,
+    *,
+    stride: Sequence[int],
+    mirror_axes: Sequence[int] = (),
+    device: torch.device | str = "cpu",
+) -> list[np.ndarray]:
+    """As `predict` with a tile that covers the image, for several images in one batch.
+
+    Args:
+        images: [C, *spatial] float32 each, of one shape.
+        The others are those of `predict`.
+
+    Returns:
+        [K, *spatial] float32 for every image.
+    """
+    spatial, target = images[0].shape[1:], torch.device(device)
+    place = tuple(slice(0, size) for size in padded_shape(spatial, stride))
+    x = torch.cat([_read(image, [place], target) for image in images]).to(target)
+    outputs = _predict_mirrored(network, x, activation, mirror_axes).cpu().numpy()
+    _check_finite(outputs)
+    return [
+        _own(_inside(place, maps, spatial)[1], image)
+        for maps, image in zip(outputs, images, strict=True)
+    ]
 
 
 class HostCanvas:

@@ -146,7 +146,13 @@ class Weights(StrictModel):
 
 
 class ModelConfig(StrictModel):
-    """The content of `model.json`; `label_table` names the table that the labels are of, if any."""
+    """The content of `model.json`.
+
+    Attributes:
+        label_table: name of the table that the labels are of, if any.
+        regions: the network has one output per label, the logit of a region that may overlap with
+            others (nnU-Net's region-based training). A label is written over those before it.
+    """
 
     format: int = FORMAT_VERSION
     name: str
@@ -156,8 +162,14 @@ class ModelConfig(StrictModel):
     plan: Plan
     labels: tuple[Label, ...]
     label_table: str | None = None
+    regions: bool = False
     card: Card
     weights: Weights | None = None
+
+    @property
+    def maps(self) -> int:
+        """Maps that a prediction has: the network's outputs, of regions with background."""
+        return self.network.output_channels + self.regions
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
@@ -172,8 +184,11 @@ class ModelConfig(StrictModel):
                 )
             if self.plan.decoding is None:
                 raise ValueError("an instance model needs plan.decoding")
-        elif channels != len(self.labels) + 1:
-            raise ValueError(f"{len(self.labels)} labels need {len(self.labels) + 1} outputs")
+        elif self.maps != len(self.labels) + 1:
+            needed = len(self.labels) + (not self.regions)
+            raise ValueError(f"{len(self.labels)} labels need {needed} outputs")
+        if self.regions and self.task == "instance":
+            raise ValueError("regions are for models of classes")
         rules = self.plan.intensities
         if rules is not None and len(rules) != self.network.input_channels:
             raise ValueError("plan.intensities and network.input_channels disagree")

@@ -101,7 +101,9 @@ def convert_checkpoint(
             files.plans, files.dataset, section, tuple(int(axis) for axis in mirror)
         )
         network_config = _network_config(state, section, plan.patch_size)
-        labels, table = with_table(read_labels(files.dataset))
+        found, regions = read_labels(files.dataset)
+        # The name of a region is that of the whole, its label what no later region covers.
+        labels, table = (found, None) if regions else with_table(found)
         config = ModelConfig(
             name=name or slug(output.absolute().name),
             task="semantic",
@@ -109,6 +111,7 @@ def convert_checkpoint(
             plan=plan,
             labels=labels,
             label_table=table,
+            regions=regions,
             card=_card(checkpoint, files, chosen, title, licence, warnings),
         )
     except ValidationError as error:

@@ -139,24 +139,33 @@ def read_topology(configuration: dict[str, Any]) -> Topology:
     )
 
 
-def read_labels(dataset: dict[str, Any]) -> tuple[Label, ...]:
-    """The foreground classes of dataset.json, by value; the ignore label is left out.
+def read_labels(dataset: dict[str, Any]) -> tuple[tuple[Label, ...], bool]:
+    """The foreground classes of dataset.json, and whether they are overlapping regions.
+
+    Classes are sorted by value, the ignore label is left out. Regions stay in the order of the
+    network's outputs; the label of each is the number that nnU-Net writes for it.
 
     Raises:
-        ModelError: there are none, or the labels are overlapping regions.
+        ModelError: there are no labels, or the order of the regions is missing or wrong.
     """
-    labels = []
+    found = {}
     for name, value in _field(dataset, "labels", "dataset.json").items():
-        if isinstance(value, list | tuple):
-            raise ModelError(
-                f"dataset.json defines '{name}' as a region of several labels, which this version "
-                "cannot predict."
-            )
         if isinstance(value, str):  # nnU-Net v1 writes {"1": "liver"}
             name, value = value, name
-        if int(value) > 0 and name != "ignore":
-            labels.append(Label(value=int(value), name=name))
-    return tuple(sorted(labels, key=lambda label: label.value))
+        numbers = tuple(int(n) for n in (value if isinstance(value, list | tuple) else [value]))
+        if numbers != (0,) and name != "ignore":
+            found[name] = numbers
+    if all(len(numbers) == 1 for numbers in found.values()):
+        labels = [Label(value=numbers[0], name=name) for name, numbers in found.items()]
+        return tuple(sorted(labels, key=lambda label: label.value)), False
+    order = dataset.get("regions_class_order")
+    if not isinstance(order, list) or len(set(order)) != len(found) or len(order) != len(found):
+        raise ModelError(
+            f"dataset.json has {len(found)} regions, so it needs `regions_class_order` with as "
+            "many different numbers."
+        )
+    pairs = zip(found, order, strict=True)
+    return tuple(Label(value=int(value), name=name) for name, value in pairs), True
 
 
 def read_plan(

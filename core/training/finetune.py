@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tttunet.errors import Cancelled, DatasetError
+from tttunet.errors import Cancelled, DatasetError, ModelError
 from tttunet.files import atomic_write
 from tttunet.inference.allocator import tune_allocator
 from tttunet.models.model import Model, load_model
@@ -160,6 +160,11 @@ def finetune(
     kind = accelerator(device)
     check_folder(folder, resume, overwrite)
     parent = model if model is None or isinstance(model, Model) else load_model(model)
+    if parent is not None and parent.config.regions:
+        raise ModelError(
+            f"'{parent.config.name}' finds overlapping regions, which cannot be fine-tuned.",
+            "Start with another model, or with a new one.",
+        )
     material = read_material(data, task=task, classes=dict(classes) if classes else None)
     chosen = dict(options or {})
     chosen |= {"max_minutes": max_minutes, "steps": steps, "learning_rate": learning_rate}

@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image as Pillow
 
+from films import frame, write_video
 from tttunet.errors import OutputError
 from tttunet.imaging import Image, load_image, load_labels, save_labels
+from tttunet.models.model import Model
 
-from .conftest import Run
+from .conftest import Run, tiny_model
 
 
 def write_png(path: Path, seed: int = 0, size: tuple[int, int] = (40, 48)) -> Path:
@@ -275,3 +278,75 @@ def test_an_unknown_channel_is_named(run: Run, tmp_path: Path, instance_model):
     )
     assert ran.code == 1
     assert "no channel 'YFP'" in ran.err
+
+
+def test_several_models_are_averaged(run: Run, tmp_path: Path):
+    source = write_png(tmp_path / "cells.png")
+    folders = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        config = tiny_model("semantic").config
+        folders.append(Model.create(config).save(tmp_path / "folds" / str(seed)))
+    found = {}
+    for name, models in {
+        "a": folders[:1], "b": folders[1:], "both": folders, "folder": [tmp_path / "folds"],
+    }.items():  # fmt: skip
+        words = [word for model in models for word in ("--model", model)]
+        ran = run("segment", source, "-o", tmp_path / f"{name}.ome.tif", *words)
+        assert ran.code == 0, ran.err
+        found[name] = load_labels(tmp_path / f"{name}.ome.tif").array
+    np.testing.assert_array_equal(found["both"], found["folder"])
+    assert (found["both"] != found["a"]).any()
+    assert (found["both"] != found["b"]).any()
+    words = [word for model in folders for word in ("--model", model)]
+    ran = run("segment", source, "-o", tmp_path / "c.ome.tif", "--engine", *words)
+    assert ran.code == 2
+    assert "single --model" in ran.err
+
+
+def test_a_film_frame_by_frame(run: Run, tmp_path: Path, instance_model):
+    for number in range(11):
+        write_png(tmp_path / "film" / f"frame{number}.png", number)
+    ran = run(
+        "segment", tmp_path / "film", "-o", tmp_path / "out", "-m", instance_model, "--frames"
+    )
+    assert ran.code == 0, ran.err
+    assert "11 frames, " in ran.out
+    labels = load_labels(tmp_path / "out" / "film_labels.ome.tif")
+    assert labels.axes == "TYX"
+    tenth = tmp_path / "film" / "frame10.png"
+    run("segment", tenth, "-o", tmp_path / "one.ome.tif", "-m", instance_model)
+    alone = load_labels(tmp_path / "one.ome.tif").array
+    np.testing.assert_array_equal(labels.array[10] > 0, alone > 0)
+    by_engine = tmp_path / "engine.ome.tif"
+    ran = run(
+        "segment", tmp_path / "film", "-o", by_engine, "-m", instance_model, "--frames", "--engine"
+    )
+    assert ran.code == 0, ran.err
+    np.testing.assert_array_equal(load_labels(by_engine).array, labels.array)
+
+
+def test_a_video_needs_no_option(run: Run, tmp_path: Path):
+    model = tiny_model("semantic").save(tmp_path / "model")
+    video = write_video(tmp_path / "a.mp4", (frame(number) for number in range(4)))
+    command = ("segment", video, "-m", model, "--channel", "0", "--smooth", "3", "-o")
+    ran = run(*command, tmp_path / "labels.tif")
+    assert ran.code == 0, ran.err
+    assert "4 frames, " in ran.out
+    assert load_labels(tmp_path / "labels.tif").array.shape == (4, 48, 64)
+    ran = run(*command, tmp_path / "labels.nii.gz")
+    assert ran.code == 1
+    assert "cannot be written to" in ran.err
+    ran = run(*command, tmp_path / "other.tif", "--table")
+    assert ran.code == 1
+    assert "only labels" in ran.err
+    assert not (tmp_path / "other.tif").exists()
+
+
+def test_objects_are_not_smoothed(run: Run, tmp_path: Path, instance_model):
+    write_png(tmp_path / "film" / "1.png")
+    words = ("-m", instance_model, "--frames", "--smooth", "3")
+    ran = run("segment", tmp_path / "film", "-o", tmp_path / "out", *words)
+    assert ran.code == 1
+    assert "numbered anew" in ran.err
+    assert not list((tmp_path / "out").iterdir())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from tiny import make_config
 from tttunet.errors import ModelError
 from tttunet.imaging.image import Image
-from tttunet.inference.ensemble import ensemble
+from tttunet.inference.ensemble import ensemble, load_ensemble
 from tttunet.inference.segment import predict_maps, segment
 from tttunet.models.model import Model
 
@@ -67,3 +69,26 @@ def test_models_must_ask_the_same():
         ensemble([first, second])
     with pytest.raises(ModelError, match="at least one"):
         ensemble([])
+
+
+def test_a_folder_of_folds_is_one_model(tmp_path: Path):
+    folds = models(3, "semantic")
+    folds[0].save(tmp_path / "runs" / "fold-0" / "model")  # as `tttunet train` leaves it
+    folds[1].save(tmp_path / "runs" / "fold-1")
+    (tmp_path / "runs" / "notes").mkdir()
+    folds[2].save(tmp_path / "other")
+    array = np.random.default_rng(0).random((1, 40, 48)).astype(np.float32)
+
+    def maps(model: Model) -> np.ndarray:
+        return predict_maps(model, array, tile=(64, 64))
+
+    two = maps(load_ensemble([tmp_path / "runs"]))
+    np.testing.assert_allclose(two, maps(ensemble(folds[:2])), atol=1e-6)
+    three = maps(load_ensemble([str(tmp_path / "runs"), str(tmp_path / "other")]))
+    np.testing.assert_allclose(three, maps(ensemble(folds)), atol=1e-6)
+    assert np.abs(two - three).max() > 1e-3
+    np.testing.assert_array_equal(maps(load_ensemble([tmp_path / "other"])), maps(folds[2]))
+    with pytest.raises(ModelError, match="model"):
+        load_ensemble([tmp_path / "runs" / "notes"])
+    with pytest.raises(ModelError, match="No model is called"):
+        load_ensemble(["nothing-of-that-name"])

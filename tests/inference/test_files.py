@@ -177,3 +177,17 @@ def test_files_of_one_case_are_channels_and_notes_are_told(tmp_path: Path) -> No
     load_input(tmp_path / "two.tif", config, note=heard.append)
     assert len(heard) == 1
     assert "holds 2 images" in heard[0]
+
+
+def test_films_have_labels_only(tmp_path: Path):
+    sources = touch(tmp_path, "a.png", "b.mp4")
+    picture, film = plan_jobs(sources, f"{tmp_path / 'out'}/", overlay=True, suffix=".nrrd")
+    assert picture.overlay is not None
+    assert not picture.frames
+    assert (film.frames, film.outputs) == (True, [tmp_path / "out" / "b_labels.ome.tif"])
+    with pytest.raises(OutputError, match="frame by frame"):
+        plan_jobs(sources[1:], f"{tmp_path / 'out'}/", table=True)
+    assert [path.name for path in expand_inputs([str(tmp_path)])] == ["a.png", "b.mp4"]
+    assert expand_inputs([str(tmp_path)], frames=True) == [tmp_path]
+    (folder,) = plan_jobs([tmp_path], f"{tmp_path / 'out'}/", frames=True)
+    assert folder.labels == tmp_path / "out" / f"{tmp_path.name}_labels.ome.tif"

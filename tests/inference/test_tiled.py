@@ -21,6 +21,7 @@ from tttunet.inference.tiled import (
     instance_activation,
     padded_shape,
     predict,
+    region_activation,
     semantic_activation,
 )
 
@@ -381,3 +382,15 @@ def test_strips_do_not_change_the_result(monkeypatch):
     expected = predict(Local(), image, identity, **options)
     monkeypatch.setattr(tiled, "_STRIP_PIXELS", 100)
     np.testing.assert_array_equal(predict(Local(), image, identity, **options), expected)
+
+
+@pytest.mark.parametrize("regions", [1, 2, 5])
+def test_regions_become_the_labels_that_nnunet_writes(regions: int):
+    logits = torch.randn(2, regions, 30, 30, generator=torch.Generator().manual_seed(0))
+    maps = region_activation(logits)
+    torch.testing.assert_close(maps.sum(1), torch.ones(2, 30, 30))
+    assert maps.min() >= 0
+    expected = torch.zeros(2, 30, 30, dtype=torch.long)
+    for number in range(regions):
+        expected[logits[:, number].sigmoid() > 0.5] = number + 1
+    torch.testing.assert_close(maps.argmax(1), expected)

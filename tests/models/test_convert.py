@@ -20,9 +20,13 @@ from golden import (
 )
 from nnunet_folder import NNUNetFolder, old_configuration
 from tttunet.errors import ModelError, OutputError
+from tttunet.imaging import Image
+from tttunet.inference.ensemble import ensemble
+from tttunet.inference.segment import decode_maps, predict_maps, segment
 from tttunet.models import convert_checkpoint, load_model
 from tttunet.models.released import convert_network
 from tttunet.networks import build_network, released_config
+from tttunet.training.finetune import finetune
 
 every_network = pytest.mark.parametrize(
     "path", case_parameters("uttt_bot_2d", "uttt_bot_3d", "uttt_enc_2d")
@@ -103,6 +107,44 @@ def test_converted_network_computes_what_the_authors_computed(
         actual = model.network(case.tensors["in.x"])
     assert relative_to_max(actual, expected) < 1e-4
     assert model.config.network.placement == released_network_config(case).placement
+
+
+def test_regions_are_written_one_over_the_other(nnunet: NNUNetFolder, tmp_path: Path):
+    regions = {"whole": [1, 2, 3], "background": 0, "core": [2, 3], "active": 3}
+    nnunet.dataset |= {"labels": regions, "regions_class_order": [2, 1, 3]}
+    conversion = convert_checkpoint(nnunet.write(), tmp_path / "tumour")
+    model = load_model(conversion.path)
+    config = model.config
+    assert config.regions
+    assert [(label.value, label.name) for label in config.labels] == [
+        (2, "whole"),
+        (1, "core"),
+        (3, "active"),
+    ]
+    array = np.random.default_rng(0).normal(size=(1, 32, 32)).astype(np.float32)
+    maps = predict_maps(model, array)
+    assert maps.shape == (4, 32, 32)
+    np.testing.assert_allclose(maps.sum(0), 1, atol=1e-6)
+    with torch.no_grad():
+        probabilities = model.network(torch.tensor(array[None]))[0].sigmoid().numpy()
+    expected = np.zeros((32, 32), np.uint8)
+    for number, probability in zip((2, 1, 3), probabilities, strict=True):
+        expected[probability > 0.5] = number
+    assert len(np.unique(expected)) >= 3
+    sure = (np.abs(probabilities - 0.5) > 1e-5).all(0)
+    np.testing.assert_array_equal(decode_maps(maps, config)[sure], expected[sure])
+    several = predict_maps(ensemble([model, model]), array)
+    np.testing.assert_allclose(several, maps, atol=1e-5)
+    image = Image.from_array(array[0], "YX", spacing=(0.6, 0.6), unit="millimeter")
+    kept: list[np.ndarray | None] = []
+    for options in ({}, {"maps_done": lambda _, found: kept.append(found)}):
+        labels = segment(image, model, device="cpu", **options).labels
+        assert set(np.unique(labels)) <= {0, 1, 2, 3}
+        assert labels.any()
+    assert kept[0] is not None
+    assert kept[0].shape == (4, 32, 32)
+    with pytest.raises(ModelError, match="overlapping regions, which cannot be fine-tuned"):
+        finetune(model, tmp_path, tmp_path / "out")
 
 
 def test_card_and_plan_of_a_converted_model(nnunet: NNUNetFolder, tmp_path: Path):
@@ -350,7 +392,7 @@ def add_weight(name: str) -> Callable[[NNUNetFolder], None]:
         ),
         (drop("dataset", "labels"), "dataset.json lacks the field 'labels'"),
         (change("dataset", labels={"background": 0, "a": 1}), "1 labels need 2 outputs"),
-        (change("dataset", labels={"background": 0, "whole": [1, 2]}), "region of several labels"),
+        (change("dataset", labels={"background": 0, "whole": [1, 2]}), "`regions_class_order`"),
     ],
 )
 def test_checkpoint_that_does_not_fit_is_explained(nnunet, tmp_path, damage, message):

@@ -15,6 +15,7 @@ pytest.importorskip("napari")
 import dask.array as da
 import zarr
 
+from films import write_video
 from napari_tttunet import sample_data
 from segmenting import Dock, same_place
 
@@ -177,6 +178,22 @@ def test_rgb_frames(viewer: Any, dock: Dock) -> None:
     labels = dock.segment()
     assert labels.data.shape == (2, 96, 96)
     assert numbers(labels.data[0])
+
+
+def test_a_frame_of_a_video(viewer: Any, dock: Dock, tmp_path: Path) -> None:
+    pictures = [np.repeat(plane()[..., None], 3, -1), np.zeros((96, 96, 3), np.uint8)]
+    path = write_video(tmp_path / "film.mp4", pictures * 20)
+    (image,) = viewer.open(path, plugin="napari-tttunet")
+    assert image.rgb
+    dock.ready()
+    assert dock.find("axes").text() == "TYXS"
+    assert "40 time points" in dock.find("dimensions").text()
+    viewer.dims.set_current_step(0, 22)
+    dock.choose("planes", "current")
+    labels = dock.segment()
+    same_place(labels, image)
+    assert labels.data.shape == (40, 96, 96)
+    assert {int(t) for t in np.nonzero(labels.data)[0]} == {22}
 
 
 @pytest.mark.parametrize("shape", [(96, 1), (1, 96), (6, 1, 64)])
