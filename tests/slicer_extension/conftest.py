@@ -6,6 +6,7 @@ interpreter is named by TTTUNET_PYTHON.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import subprocess
@@ -59,6 +60,7 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return SimpleNamespace(logic=lambda: module)
 
     slicer.modules = SimpleNamespace(
+        plots=register(slicer.vtkSlicerPlotsLogic(), "Plots"),
         segmentations=register(slicer.vtkSlicerSegmentationsModuleLogic(), "Segmentations"),
         sequences=register(slicer.vtkSlicerSequencesLogic(), "Sequences"),
         volumes=register(slicer.vtkSlicerVolumesLogic(), "Volumes"),
@@ -140,3 +142,30 @@ def by_command_line(
         return {path.name.partition(".")[0]: written[path.name.partition(".")[0]] for path in paths}
 
     return run
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory, tiny_3d: str) -> Iterator[Path]:
+    """The user's library, with the tiny 3D model as "organs"."""
+    folder = tmp_path_factory.mktemp("library")
+    os.symlink(tiny_3d, folder / "organs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TTTUNET_MODELS", str(folder))
+        yield folder
+
+
+@pytest.fixture
+def window(scene: Any, library: Path) -> Iterator[Any]:
+    """The module's window under the stand-in."""
+    from PySide6 import QtWidgets
+
+    from slicer_standin import Settings
+    from slicer_window import Window
+
+    Settings.shared.clear()
+    found = Window()
+    yield found
+    found.widget.cleanup()
+    found.parent.deleteLater()
+    QtWidgets.QApplication.processEvents()
+    assert gc.isenabled()

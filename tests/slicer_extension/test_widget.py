@@ -5,11 +5,8 @@ What the stand-in cannot show is in `slicer_standin`.
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,82 +17,13 @@ import pytest
 slicer = pytest.importorskip("slicer", reason="slicer-core is not installed: make test-slicer")
 pytest.importorskip("PySide6.QtUiTools", reason="PySide6 is not installed: make test-slicer")
 
-from PySide6 import QtCore, QtTest, QtWidgets  # noqa: E402
+from PySide6 import QtWidgets  # noqa: E402
 
 from slicer_nodes import add_volume, labels_of, noise  # noqa: E402
+from slicer_window import Window, choose  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("library")
 SEGMENTATIONS = "vtkMRMLSegmentationNode"
-#: Seconds; a busy machine starts a worker slowly.
-PATIENCE = 120.0
-
-
-class Window:
-    """The module's widget, operated as a person does."""
-
-    def __init__(self) -> None:
-        from TTTUNetLib.Widget import TTTUNetWidget
-
-        self.parent = QtWidgets.QWidget()
-        QtWidgets.QVBoxLayout(self.parent)
-        self.widget = TTTUNetWidget(self.parent)
-        self.widget.setup()
-        self.parent.show()
-        self.ui = self.widget.ui
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < end, self.ui.statusLabel.text
-            QtWidgets.QApplication.processEvents()
-            time.sleep(0.005)
-
-    def click(self, button: Any) -> None:
-        assert button.enabled
-        QtTest.QTest.mouseClick(button, QtCore.Qt.MouseButton.LeftButton)
-
-    def ready(self, volume: Any) -> None:
-        self.ui.inputSelector.setCurrentNode(volume)
-        self.until(lambda: self.ui.applyButton.enabled)
-
-    @property
-    def running(self) -> bool:
-        return self.widget.task is not None
-
-    @property
-    def status(self) -> str:
-        return str(self.ui.statusLabel.text)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def library(tmp_path_factory: pytest.TempPathFactory, tiny_3d: str) -> Iterator[None]:
-    """The tiny 3D model is in the user's library."""
-    import slicer_standin
-
-    slicer_standin.install()
-    folder = tmp_path_factory.mktemp("library")
-    os.symlink(tiny_3d, folder / "organs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TTTUNET_MODELS", str(folder))
-        yield
-
-
-@pytest.fixture
-def window(scene: Any) -> Iterator[Window]:
-    from slicer_standin import Settings
-
-    Settings.shared.clear()
-    found = Window()
-    yield found
-    found.widget.cleanup()
-    found.parent.deleteLater()
-    QtWidgets.QApplication.processEvents()
-    assert gc.isenabled()
-
-
-def choose(combo: Any, value: str) -> None:
-    index = combo.findData(value)
-    assert index >= 0, value
-    combo.currentIndex = index
 
 
 def test_module_introduces_itself_and_its_own_test_passes(
