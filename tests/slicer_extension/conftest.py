@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,33 +38,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def application(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What the application sets up and the package `slicer-core` does not."""
-    import slicer
+    from slicer_application import set_up
 
-    scene = slicer.mrmlScene = slicer.vtkMRMLScene()
-    logic = slicer.vtkSlicerApplicationLogic()
-    logic.SetMRMLScene(scene)
-    logic.GetColorLogic().SetMRMLScene(scene)
-    logic.GetColorLogic().AddDefaultColorNodes()
-
-    cache, files = slicer.vtkCacheManager(), slicer.vtkDataIOManager()
-    cache.SetRemoteCacheDirectory(str(tmp_path_factory.mktemp("cache")))
-    files.SetCacheManager(cache)
-    scene.SetCacheManager(cache)
-    scene.SetDataIOManager(files)
-
-    def register(module: Any, name: str) -> SimpleNamespace:
-        module.SetMRMLScene(scene)
-        module.SetMRMLApplicationLogic(logic)
-        logic.SetModuleLogic(name, module)
-        return SimpleNamespace(logic=lambda: module)
-
-    slicer.modules = SimpleNamespace(
-        plots=register(slicer.vtkSlicerPlotsLogic(), "Plots"),
-        segmentations=register(slicer.vtkSlicerSegmentationsModuleLogic(), "Segmentations"),
-        sequences=register(slicer.vtkSlicerSequencesLogic(), "Sequences"),
-        volumes=register(slicer.vtkSlicerVolumesLogic(), "Volumes"),
-    )
-    return logic
+    return set_up(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")
