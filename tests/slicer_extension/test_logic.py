@@ -19,7 +19,7 @@ import slicer_nodes as nodes  # noqa: E402
 from slicer_nodes import add_volume, array_on_grid, labels_of, load_volume, noise, save  # noqa: E402
 from TTTUNetLib import Results  # noqa: E402
 from TTTUNetLib.Logic import RequestError, TTTUNetLogic  # noqa: E402
-from TTTUNetLib.Volumes import matrix_of  # noqa: E402
+from TTTUNetLib.Volumes import box_of, matrix_of  # noqa: E402
 
 SEGMENTATIONS = "vtkMRMLSegmentationNode"
 
@@ -221,6 +221,20 @@ def test_region_of_interest_is_segmented_as_a_volume_of_its_own(
     np.testing.assert_array_equal(labels, expected)
     assert labels.any()
 
+    segments = scene.AddNewNodeByClass(SEGMENTATIONS, "around")
+    segments.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    for number, part in enumerate((box, np.s_[0:2, 0:3, 0:3])):
+        mask = np.zeros(labels.shape, np.uint8)
+        mask[part] = 1
+        added = segments.GetSegmentation().AddEmptySegment("", f"part {number}")
+        slicer.util.updateSegmentBinaryLabelmapFromArray(mask, segments, added, volume)
+    around = segment(logic, volume, tiny_3d, roiNode=segments, roiSegment="part 0")
+    np.testing.assert_array_equal(labels_of(around.segmentationNode, volume), expected)
+    assert box_of(segments, volume) == np.s_[0:9, 0:37, 0:34]
+    segments.GetSegmentation().AddEmptySegment("", "empty")
+    with pytest.raises(RequestError, match="no segment 'empty' with voxels"):
+        logic.segment(volume, model=tiny_3d, roiNode=segments, roiSegment="empty")
+
     roi.SetCenter(1000, 0, 0)
     with pytest.raises(RequestError, match="does not touch"):
         logic.segment(volume, model=tiny_3d, roiNode=roi)
@@ -240,7 +254,10 @@ def test_sequence_becomes_a_sequence_that_plays_with_it(scene: Any, logic: Any, 
     browser = scene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "browser")
     browser.AddSynchronizedSequenceNode(source)
 
-    result = segment(logic, source, tiny_3d).sequenceNode
+    task = segment(logic, source, tiny_3d)
+    result, table = task.sequenceNode, task.tableNode
+    assert [table.GetColumnName(column) for column in range(2)] == ["time [ms]", "liver [ml]"]
+    assert [table.GetCellText(row, 0) for row in range(3)] == ["0", "10", "20"]
     assert [result.GetNthIndexValue(i) for i in range(3)] == ["0", "10", "20"]
     assert (result.GetIndexName(), result.GetIndexUnit()) == ("time", "ms")
     assert browser.IsSynchronizedSequenceNode(result, True)
@@ -251,13 +268,92 @@ def test_sequence_becomes_a_sequence_that_plays_with_it(scene: Any, logic: Any, 
         one = result.GetNthDataNode(number)
         same_grid(one, frame)
         seen.append(labels_of(one, frame))
+        millilitres = np.count_nonzero(seen[-1]) * np.prod(frame.GetSpacing()) / 1000
+        assert float(table.GetCellText(number, 1)) == pytest.approx(millilitres)
         alone = labels_of(segment(logic, frame, tiny_3d).segmentationNode, frame)
         np.testing.assert_array_equal(seen[-1], alone)
     assert not np.array_equal(seen[0], seen[1])
 
+    with pytest.raises(RequestError, match="labels only"):
+        logic.segment(source, model=tiny_3d, maps=["probability"])
     source.SetDataNodeAtValue(add_volume(noise((6, 33, 32)), "plain"), "30")
     with pytest.raises(RequestError, match="not on one grid"):
         logic.segment(source, model=tiny_3d)
+
+
+def test_maps_are_volumes_on_the_exact_grid(scene: Any, logic: Any, tiny_3d: str):
+    volume = add_volume(noise((8, 40, 36)), "oblique", "CT")
+    task = segment(logic, volume, tiny_3d, maps=["probability", "uncertainty", "adaptation"])
+    names = [node.GetName() for node in task.mapNodes]
+    assert names == ["CT liver probability", "CT uncertainty", "CT adaptation"]
+    for node in task.mapNodes:
+        np.testing.assert_array_equal(
+            matrix_of(node.GetIJKToRASMatrix), matrix_of(volume.GetIJKToRASMatrix)
+        )
+        assert node.GetAttribute("TTTUNet.Input") == "CT"
+        assert "maps" not in json.loads(node.GetAttribute("TTTUNet.Record"))
+    probability, uncertainty, adaptation = map(slicer.util.arrayFromVolume, task.mapNodes)
+    labels = labels_of(task.segmentationNode, volume)
+    np.testing.assert_array_equal(probability > 0.5, labels > 0)
+    p = np.clip(probability.astype(float), 1e-12, 1 - 1e-7)
+    entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p)) / np.log(2)
+    np.testing.assert_allclose(uncertainty, entropy, atol=1e-3)
+    assert np.isfinite(adaptation).all()
+    assert adaptation.std() > 0
+    low, high = (getattr(task.mapNodes[2].GetDisplayNode(), f"GetWindowLevel{x}")() for x in _ENDS)
+    assert adaptation.min() <= low < high <= adaptation.max()
+
+    roi = scene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "region")
+    roi.SetCenter(*(matrix_of(volume.GetIJKToRASMatrix) @ [18, 20, 4, 1])[:3])
+    roi.SetSize(10, 10, 8)
+    part = segment(logic, volume, tiny_3d, maps=["probability"], roiNode=roi)
+    found = slicer.util.arrayFromVolume(part.mapNodes[0])
+    assert found.shape == labels.shape
+    assert found[4, 20, 18] > 0
+    assert not found[:, :5].any()
+    with pytest.raises(RequestError, match="no map 'certainty'"):
+        logic.segment(volume, model=tiny_3d, maps=["certainty"])
+
+
+_ENDS = ("Min", "Max")
+
+
+def test_maps_of_the_shipped_model(scene: Any, logic: Any):
+    task = segment(logic, add_volume(_discs((1, 96, 90))), "nuclei", maps=["probability"])
+    (node,) = task.mapNodes
+    assert node.GetName() == "volume object probability"
+    inside = labels_of(task.segmentationNode, task.volumeNode) > 0
+    probability = slicer.util.arrayFromVolume(node)
+    assert probability[inside].mean() > 0.8 > 0.2 > probability[~inside].mean()
+
+
+def test_folder_is_segmented_without_the_scene(
+    scene: Any, logic: Any, tiny_3d: str, tmp_path: Path
+):
+    (tmp_path / "in").mkdir()
+    volumes = [add_volume(noise((4, 32, 32), n), "oblique", f"CT{n}") for n in range(2)]
+    for volume in volumes:
+        save(volume, tmp_path / "in" / f"{volume.GetName()}.nrrd")
+    (tmp_path / "in" / "broken.nrrd").write_text("NRRD0004\n")
+    before = scene.GetNumberOfNodes()
+    said: list[str] = []
+    task = logic.segmentFolder(
+        tmp_path / "in", tmp_path / "out", tiny_3d, onLog=said.append, waitForCompletion=True
+    )
+    assert [task.result[name] for name in ("done", "skipped", "failed")] == [2, 0, 1]
+    assert scene.GetNumberOfNodes() == before
+    assert [line for line in said if "CT1.nrrd: done" in line] != []
+    assert [line for line in said if "broken.nrrd: failed" in line] != []
+    for volume in volumes:
+        (written,) = task.output.glob(f"{volume.GetName()}*.nrrd")
+        labels = labels_of(segment(logic, volume, tiny_3d).segmentationNode, volume)
+        np.testing.assert_array_equal(array_on_grid(load_volume(written), volume), labels)
+    again = logic.segmentFolder(tmp_path / "in", task.output, tiny_3d, waitForCompletion=True)
+    assert again.result["skipped"] == 2
+    with pytest.raises(RequestError, match="no folder"):
+        logic.segmentFolder(tmp_path / "nothing", tmp_path / "out")
+    with pytest.raises(RequestError, match="folder of their own"):
+        logic.segmentFolder(tmp_path / "in", tmp_path / "in")
 
 
 def test_what_cannot_be_segmented_is_refused_with_a_reason(scene: Any, logic: Any, tiny_3d: str):

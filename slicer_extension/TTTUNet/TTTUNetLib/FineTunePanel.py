@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import ctk
-import qt
 import slicer
 from slicer.i18n import tr as _
 
@@ -29,7 +28,10 @@ class Host(Protocol):
 
     @property
     def idle(self) -> bool:
-        """There is an engine, and nothing else runs."""
+        """There is an engine; it is not being changed, and Apply does not run."""
+
+    def busyElsewhere(self, panel: Any) -> bool:
+        """Another section than this one runs something."""
 
     def log(self, text: str) -> None: ...
 
@@ -97,7 +99,7 @@ class FineTunePanel:
     def update(self) -> None:
         """Enable what can be used now."""
         ui, opened = self.ui, self.project is not None
-        free = self.host.idle and not self.busy
+        free = self.host.idle and not self.busy and not self.host.busyElsewhere(self)
         chosen = ui.segmentationSelector.currentNode() is not None
         ui.projectButton.text = _("Close") if opened else _("Open or create")
         ui.projectButton.enabled = free
@@ -159,7 +161,7 @@ class FineTunePanel:
         if model is not None and model["task"] == "semantic":
             names = [label["name"] for label in model["labels"]]
         segmentation = self.ui.segmentationSelector.currentNode()
-        return [*names, *(name for name in _segmentNames(segmentation) if name not in names)]
+        return [*names, *(name for name in Forms.segmentNames(segmentation) if name not in names)]
 
     def _onOpened(self, project: Any) -> None:
         if project.task != "semantic":
@@ -169,7 +171,7 @@ class FineTunePanel:
         self.project = project
         self.host.settings.setValue(_SETTING, str(project.folder))
         self.say("\n".join([_("'{0}' is open.").format(project.name), *project.problems]))
-        self._showModels()
+        self.showModels()
         self._showProject()
 
     def _closeProject(self) -> None:
@@ -199,7 +201,7 @@ class FineTunePanel:
 
         self._work(count, show)
 
-    def _showModels(self) -> None:
+    def showModels(self) -> None:
         """What a training can start from: the project's own models first, the newest on top."""
         if self.project is None:
             return
@@ -215,32 +217,20 @@ class FineTunePanel:
         wanted = str(current) if current is not None else Forms.chosen(self.ui.modelSelector)
         Forms.choose(selector, wanted)
 
-    def onModels(self) -> None:
-        """The library was read."""
-        self._showModels()
-
     # Corrections
 
     def onSegmentation(self, *_args: Any) -> None:
         """Another segmentation was chosen, or its segments may have changed."""
-        names, boxes = (
-            _segmentNames(self.ui.segmentationSelector.currentNode()),
-            self.ui.checkedList,
-        )
+        names = Forms.segmentNames(self.ui.segmentationSelector.currentNode())
         if names != self._segments:
-            checked = set(self._checked())
-            boxes.clear()
-            for row, name in enumerate(names):
-                boxes.addItem(name)
-                state = qt.Qt.Checked if name in checked else qt.Qt.Unchecked
-                boxes.item(row).setCheckState(state)
+            checked = self._checked()
+            rows = [row for row, name in enumerate(names) if name in checked]
+            Forms.showChecks(self.ui.checkedList, names, rows)
             self._segments = names
         self.host.update()
 
     def _checked(self) -> list[str]:
-        boxes = self.ui.checkedList
-        items = [boxes.item(row) for row in range(boxes.count)]
-        return [str(item.text()) for item in items if item.checkState() == qt.Qt.Checked]
+        return [self._segments[row] for row in Forms.checkedRows(self.ui.checkedList)]
 
     def _volume(self) -> Any:
         """What the chosen segmentation was made of; else the input above."""
@@ -363,7 +353,7 @@ class FineTunePanel:
         def kept(version: Any) -> None:
             self._before, self._kept = before, True
             self.say(_("Kept as '{0}'.").format(version.name))
-            self._showModels()
+            self.showModels()
             add_to_library(client, version, self.project, taken, self._onAdded)
 
         self._work(task.keep, kept)
@@ -387,16 +377,8 @@ class FineTunePanel:
             self.result, self._kept = None, False
             self.ui.scoresLabel.text = ""
             self.say(_("Reverted: the old model is used as before."))
-            self._showModels()
+            self.showModels()
             Forms.choose(self.ui.modelSelector, Path(task.model).name)
             Forms.choose(self.ui.startSelector, task.model)
 
         self._work(work, reverted)
-
-
-def _segmentNames(node: Any) -> list[str]:
-    if node is None:
-        return []
-    content = node.GetSegmentation()
-    count = range(content.GetNumberOfSegments())
-    return [str(content.GetNthSegment(number).GetName()) for number in count]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
+import qt
 from slicer.i18n import tr as _
 
 #: Of a model's labels; the tool tip has all.
@@ -21,6 +22,29 @@ def choose(combo: Any, value: str) -> None:
     index = combo.findData(value)
     if index >= 0:
         combo.currentIndex = index
+
+
+def segmentNames(node: Any) -> list[str]:
+    """Of a segmentation; none if it is None."""
+    if node is None:
+        return []
+    content = node.GetSegmentation()
+    count = range(content.GetNumberOfSegments())
+    return [str(content.GetNthSegment(number).GetName()) for number in count]
+
+
+def showChecks(boxes: Any, names: Sequence[str], checked: Collection[int]) -> None:
+    """Fill a list with names to check; the rows of those that are checked are given."""
+    boxes.clear()
+    for row, name in enumerate(names):
+        boxes.addItem(name)
+        boxes.item(row).setCheckState(qt.Qt.Checked if row in checked else qt.Qt.Unchecked)
+
+
+def checkedRows(boxes: Any) -> list[int]:
+    """What is checked in such a list."""
+    rows = range(boxes.count)
+    return [row for row in rows if boxes.item(row).checkState() == qt.Qt.Checked]
 
 
 def progressText(fraction: float, stage: str, eta: float | None) -> str:

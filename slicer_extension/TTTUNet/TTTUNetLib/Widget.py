@@ -19,6 +19,8 @@ from slicer.ScriptedLoadableModule import ScriptedLoadableModuleWidget
 from slicer.util import VTKObservationMixin
 
 from TTTUNetLib import Forms, Parameters
+from TTTUNetLib.Batches import NodesTask
+from TTTUNetLib.BatchPanel import BatchPanel
 from TTTUNetLib.EngineClient import clean_environment
 from TTTUNetLib.FineTunePanel import FineTunePanel
 from TTTUNetLib.Installer import Installer
@@ -37,6 +39,8 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     Attributes:
         panel: the section "Correct and fine-tune".
+        batch: the section "Several volumes".
+        wanted: what is chosen.
         models: of the library, with their cards.
     """
 
@@ -49,7 +53,7 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.task: SegmentationTask | None = None
         self.models: list[dict[str, Any]] = []
         self._busy = ""
-        self._wanted = Parameters.Parameters()
+        self.wanted = Parameters.Parameters()
         self._updating = False
         self._polls = 0
 
@@ -69,12 +73,14 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.deviceSelector.addItem(_("automatic"), "auto")
         self.ui.deviceSelector.addItem(_("CPU"), "cpu")
         self.ui.wheelsPath.filters = ctk.ctkPathLineEdit.Dirs
-        self.panel = FineTunePanel(self)
+        self.panel, self.batch = FineTunePanel(self), BatchPanel(self)
         self._connect()
         scene = slicer.mrmlScene
         self.addObserver(scene, slicer.vtkMRMLScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, slicer.vtkMRMLScene.EndCloseEvent, self.onSceneEndClose)
         self.addObserver(scene, slicer.vtkMRMLScene.NodeRemovedEvent, self.onNodeRemoved)
+        self.addObserver(scene, slicer.vtkMRMLScene.NodeAddedEvent, self.onNodeAdded)
+        self.addObserver(scene, slicer.vtkMRMLScene.EndImportEvent, self.onSceneEndImport)
         self._takeParameters()
         self.timer = qt.QTimer()
         self.timer.setInterval(POLL)
@@ -89,21 +95,37 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             selector.connect("currentNodeChanged(vtkMRMLNode*)", self.onChoice)
         for combo in (ui.modelSelector, ui.deviceSelector):
             combo.connect("currentIndexChanged(int)", self.onChoice)
-        for box in (ui.mirrorCheckBox, ui.tableCheckBox, ui.show3DCheckBox):
+        ui.roiSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.onRegion)
+        for box in self._boxes().values():
             box.connect("toggled(bool)", self.onChoice)
         ui.installButton.connect("clicked(bool)", self.onInstall)
         ui.adoptButton.connect("clicked(bool)", self.onAdopt)
         ui.removeButton.connect("clicked(bool)", self.onRemove)
 
+    def _boxes(self) -> dict[str, Any]:
+        """By the name of their parameter."""
+        ui = self.ui
+        return {
+            "mirror": ui.mirrorCheckBox,
+            "table": ui.tableCheckBox,
+            "show3D": ui.show3DCheckBox,
+            "probability": ui.probabilityCheckBox,
+            "uncertainty": ui.uncertaintyCheckBox,
+            "adaptation": ui.adaptationCheckBox,
+        }
+
     def enter(self) -> None:
         """The module is shown again, perhaps after corrections in Segment Editor."""
         self.panel.onSegmentation()
+        self.batch.refresh()
+        self.onRegion()
 
     def cleanup(self) -> None:
         """End what runs; called when the module is reloaded or Slicer closes."""
         self.timer.stop()
         self.removeObservers()
         self.panel.close()
+        self.batch.close()
         if self.task is not None:
             self.task.onFinished = None
             self.task.cancel()
@@ -131,27 +153,40 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onSceneStartClose(self, caller: Any, event: Any) -> None:
         if self.task is not None:
             self.task.cancel()
+        if isinstance(self.batch.task, NodesTask):
+            self.batch.close()
 
     def onSceneEndClose(self, caller: Any, event: Any) -> None:
+        self.batch.refresh()
         self._takeParameters()
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def onNodeRemoved(self, caller: Any, event: Any, node: Any) -> None:
         if self.task is not None and node is self.task.volumeNode:
             self.task.cancel()
+        self.onNodeAdded(caller, event, node)
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def onNodeAdded(self, caller: Any, event: Any, node: Any) -> None:
+        if node.IsA("vtkMRMLVolumeNode") and not slicer.mrmlScene.IsBatchProcessing():
+            self.batch.refresh()
+            self.update()
+
+    def onSceneEndImport(self, caller: Any, event: Any) -> None:
+        self.batch.refresh()
+        self._takeParameters()
 
     def _takeParameters(self) -> None:
-        self._wanted, volume, region = Parameters.load(self.settings)
+        self.wanted, volume, region = Parameters.load(self.settings)
         self._updating = True
         ui = self.ui
         for selector, node in ((ui.inputSelector, volume), (ui.roiSelector, region)):
             if node is not None:
                 selector.setCurrentNode(node)
-        ui.mirrorCheckBox.checked = self._wanted.mirror
-        ui.tableCheckBox.checked = self._wanted.table
-        ui.show3DCheckBox.checked = self._wanted.show3D
-        Forms.choose(ui.deviceSelector, self._wanted.device)
-        Forms.choose(ui.modelSelector, self._wanted.model)
+        for name, box in self._boxes().items():
+            box.checked = getattr(self.wanted, name)
+        Forms.choose(ui.deviceSelector, self.wanted.device)
+        Forms.choose(ui.modelSelector, self.wanted.model)
         self._updating = False
         self.update()
 
@@ -160,33 +195,49 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self._updating:
             return
         ui = self.ui
-        self._wanted = Parameters.Parameters(
-            model=Forms.chosen(ui.modelSelector) or self._wanted.model,
+        self.wanted = Parameters.Parameters(
+            model=Forms.chosen(ui.modelSelector) or self.wanted.model,
             device=Forms.chosen(ui.deviceSelector) or "auto",
-            mirror=ui.mirrorCheckBox.checked,
-            table=ui.tableCheckBox.checked,
-            show3D=ui.show3DCheckBox.checked,
+            **{name: box.checked for name, box in self._boxes().items()},
         )
         volume, region = ui.inputSelector.currentNode(), ui.roiSelector.currentNode()
-        Parameters.save(self._wanted, volume, region, self.settings)
+        Parameters.save(self.wanted, volume, region, self.settings)
+        self.update()
+
+    def onRegion(self, *_args: Any) -> None:
+        """Another region was chosen, or its segments may have changed."""
+        selector, region = self.ui.regionSegmentSelector, self.ui.roiSelector.currentNode()
+        before = Forms.chosen(selector)
+        selector.clear()
+        if region is not None and region.IsA("vtkMRMLSegmentationNode"):
+            selector.addItem(_("all segments"), "")
+            for name in Forms.segmentNames(region):
+                selector.addItem(name, name)
+            Forms.choose(selector, before)
         self.update()
 
     @property
     def idle(self) -> bool:
-        """There is an engine, and this section and the engine's do nothing."""
+        """There is an engine; it is not being changed, and Apply does not run."""
         return self.logic.connected and bool(self.models) and not self._busy and self.task is None
+
+    def busyElsewhere(self, panel: Any = None) -> bool:
+        """Another section than this one runs something."""
+        others = (other for other in (self.panel, self.batch) if other is not panel)
+        return any(other.running for other in others)
 
     def update(self) -> None:
         """Enable what can be used now."""
         ui, running = self.ui, self.task is not None
-        ready = self.idle and not self.panel.running
+        ready = self.idle and not self.busyElsewhere()
         ui.applyButton.text = _("Cancel") if running else _("Apply")
         ui.applyButton.enabled = running or (ready and ui.inputSelector.currentNode() is not None)
         ui.progressBar.visible = running or bool(self._busy)
         choices = (ui.inputSelector, ui.roiSelector, ui.modelSelector, ui.deviceSelector)
-        for control in (*choices, ui.mirrorCheckBox):
+        for control in (*choices, *self._boxes().values()):
             control.enabled = not running
-        idle = not (running or self._busy or self.panel.busy)
+        ui.regionSegmentSelector.enabled = not running and ui.regionSegmentSelector.count > 0
+        idle = not (running or self._busy or self.panel.busy or self.batch.running)
         ui.installButton.text = _("Cancel") if self._busy == "install" else _("Install")
         ui.installButton.enabled = idle or self._busy == "install"
         ui.adoptButton.enabled = ui.removeButton.enabled = idle
@@ -194,6 +245,7 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ui.modelCard.text = "" if card is None else Forms.cardLine(card)
         ui.modelCard.toolTip = "" if card is None else Forms.cardText(card)
         self.panel.update()
+        self.batch.update()
 
     # Segmenting
 
@@ -202,7 +254,7 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.task is not None:
             self.task.cancel()
             return
-        ui, wanted = self.ui, self._wanted
+        ui, wanted = self.ui, self.wanted
         self.say(_("Starting"))
         ui.progressBar.value = 0
         try:
@@ -213,6 +265,8 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 mirror=wanted.mirror,
                 table=wanted.table,
                 roiNode=ui.roiSelector.currentNode(),
+                roiSegment=Forms.chosen(ui.regionSegmentSelector),
+                maps=wanted.maps,
                 onProgress=self.onProgress,
                 onLog=self.log,
                 onFinished=self.onFinished,
@@ -230,7 +284,7 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if task.state == "done":
             made = task.sequenceNode or task.segmentationNode
             self.say(_("{0} segments in '{1}'").format(len(task.voxels), made.GetName()))
-            if self._wanted.show3D and task.segmentationNode is not None:
+            if self.wanted.show3D and task.segmentationNode is not None:
                 task.segmentationNode.CreateClosedSurfaceRepresentation()
         elif task.state == "failed":
             self.say(task.error)
@@ -278,13 +332,13 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.modelSelector.clear()
         for model in self.models:
             self.ui.modelSelector.addItem(f"{model['name']}: {model['title']}", model["name"])
-        Forms.choose(self.ui.modelSelector, self._wanted.model)
+        Forms.choose(self.ui.modelSelector, self.wanted.model)
         for device in self.logic.client.engine.about.get("devices", []):
             if device != "cpu" and self.ui.deviceSelector.findData(device) < 0:
                 self.ui.deviceSelector.addItem(device, device)
-        Forms.choose(self.ui.deviceSelector, self._wanted.device)
+        Forms.choose(self.ui.deviceSelector, self.wanted.device)
         self._updating = False
-        self.panel.onModels()
+        self.panel.showModels()
         self.say(_("Ready") if models else _("The engine cannot be started: see Log."))
         if not models:
             self.log("\n".join(self.logic.client.engine.worker_output))
@@ -294,7 +348,7 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Read the library again, and choose this model."""
 
         def show(models: list[dict[str, Any]]) -> None:
-            self._wanted = replace(self._wanted, model=name)
+            self.wanted = replace(self.wanted, model=name)
             self._onModels(models)
             self.onChoice()
 
@@ -330,6 +384,7 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _disconnect(self) -> None:
         """The engine's files are about to change."""
         self.panel.close()
+        self.batch.close()
         self.logic.close()
         self.models = []
 
