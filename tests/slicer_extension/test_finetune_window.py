@@ -180,6 +180,16 @@ def test_scene_that_closes_in_the_middle_does_not_end_the_training(window: Windo
     assert task.state == "done"
     assert window.ui.keepButton.enabled
 
+    window.click(window.ui.projectButton)  # close it without deciding, and open it again
+    assert not window.ui.keepButton.enabled
+    window.click(window.ui.projectButton)
+    window.until(lambda: window.ui.keepButton.enabled)
+    assert "not decided yet" in told(window)
+    assert "held-out corrections" in window.ui.scoresLabel.text
+    window.click(window.ui.keepButton)
+    window.until(lambda: not window.widget.panel.busy)
+    assert window.widget.panel.project.model.startswith("models/organs-v")
+
 
 def test_curve_is_shown_in_the_layout_if_wanted(
     window: Window, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,7 +12,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from TTTUNetLib import Forms, Projects
-from TTTUNetLib.FineTuning import FinetuneTask, add_to_library, scores_text
+from TTTUNetLib.FineTuning import FinetuneTask, add_to_library, scores_text, undecided
 from TTTUNetLib.Volumes import RequestError
 
 _SETTING = "TTTUNet/project"
@@ -171,6 +171,10 @@ class FineTunePanel:
         self.project = project
         self.host.settings.setValue(_SETTING, str(project.folder))
         self.say("\n".join([_("'{0}' is open.").format(project.name), *project.problems]))
+        self.result, self._kept = undecided(project), False
+        if self.result is not None:
+            self.ui.scoresLabel.text = scores_text(self.result.result)
+            self.say(_("A training is not decided yet: keep its model, or revert."))
         self.showModels()
         self._showProject()
 

@@ -20,6 +20,8 @@ from TTTUNetLib.Volumes import RequestError
 
 #: Names in the folder of a run; napari's are the same.
 TRAINING, CONTROL = "training", "control.txt"
+#: Where the project's settings hold a run that is not decided yet; napari's do, too.
+_RUN = "run"
 _SERIES = {"loss": "Loss", "score": "Score"}
 
 
@@ -71,12 +73,30 @@ class FinetuneTask(Task):
         base = Path(self.model).name or self.project.name
         version = self.project.keep_model(self.result["folder"], base)
         (self.folder / TRAINING / "checkpoint.pt").unlink(missing_ok=True)  # large, of no more use
+        self._remember(None)
         return version
 
     def discard(self) -> None:
         """Delete what the run left; may be called in any thread."""
+        self._remember(None)
         self.project.note("fine-tuning reverted", run=self.folder.name)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _remember(self, run: dict[str, Any] | None) -> None:
+        """Keep in the project what is not decided yet; None: it is decided."""
+        settings = {name: value for name, value in self.project.settings.items() if name != _RUN}
+        self.project.update(settings=settings if run is None else {**settings, _RUN: run})
+
+    def ask(self, result: dict[str, Any]) -> None:
+        """The training has ended with a result; whoever opens the project can decide about it."""
+        self.result = result
+        own = Path(self.model).parent == self.project.folder / "models"
+        reference = f"models/{Path(self.model).name}" if own else self.model
+        told = {name: result[name] for name in ("improved", "before", "after")}
+        self.project.note("fine-tuning finished", run=self.folder.name, **told)
+        self._remember(
+            {"folder": str(self.folder), "model": reference, "options": {}, "result": result}
+        )
 
     def add_point(self, step: int, values: dict[str, float]) -> None:
         """Add to the curve; what is unknown at this step is left out of the plot."""
@@ -104,10 +124,8 @@ def start(
     task.tableNode, task.chartNode = _create_curve(f"{project.name} {folder.name}")
 
     def done(result: dict[str, Any]) -> None:
-        task.result = result
-        told = {name: result[name] for name in ("improved", "before", "after")}
         with contextlib.suppress(TTTUNetError):  # closed meanwhile; the result counts all the same
-            project.note("fine-tuning finished", run=folder.name, **told)
+            task.ask(result)
         task.finish("done")
 
     def hear(_job: Any, event: Any) -> None:
@@ -121,6 +139,21 @@ def start(
     task._job = client.engine.finetune(
         model, project.folder, folder / TRAINING, control=task.control, on_event=hear, **options
     )
+    return task
+
+
+def undecided(project: Any) -> FinetuneTask | None:
+    """The training of a project whose model was neither kept nor reverted, whoever ran it."""
+    run = project.settings.get(_RUN)
+    if not isinstance(run, dict) or not {"folder", "model", "result"} <= set(run):
+        return None
+    folder = project.folder / "runs" / Path(str(run["folder"])).name
+    reference = str(run["model"])
+    model = str(project.folder / reference) if reference.startswith("models/") else reference
+    if not Path(str(run["result"].get("folder", ""))).is_dir():
+        return None
+    task = FinetuneTask(project=project, model=model, control=folder / CONTROL, state="done")
+    task.result = run["result"]
     return task
 
 
