@@ -320,6 +320,8 @@ class FineTunePanel:
 
     def onProgress(self, fraction: float, stage: str, eta: float | None) -> None:
         self.ui.finetuneProgress.value = round(100 * fraction)
+        if self.task is not None and self.task.stopping:
+            return  # what was said of it stays
         self.ui.finetuneLabel.text = Forms.progressText(fraction, stage, eta)
 
     def onStop(self, *_args: Any) -> None:
