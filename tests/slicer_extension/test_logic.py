@@ -16,7 +16,15 @@ slicer = pytest.importorskip("slicer", reason="slicer-core is not installed: mak
 import vtk  # noqa: E402
 
 import slicer_nodes as nodes  # noqa: E402
-from slicer_nodes import add_volume, array_on_grid, labels_of, load_volume, noise, save  # noqa: E402
+from slicer_nodes import (  # noqa: E402
+    add_volume,
+    array_on_grid,
+    discs,
+    labels_of,
+    load_volume,
+    noise,
+    save,
+)
 from TTTUNetLib import Results  # noqa: E402
 from TTTUNetLib.Logic import RequestError, TTTUNetLogic  # noqa: E402
 from TTTUNetLib.Volumes import box_of, matrix_of  # noqa: E402
@@ -281,81 +289,6 @@ def test_sequence_becomes_a_sequence_that_plays_with_it(scene: Any, logic: Any, 
         logic.segment(source, model=tiny_3d)
 
 
-def test_maps_are_volumes_on_the_exact_grid(scene: Any, logic: Any, tiny_3d: str):
-    volume = add_volume(noise((8, 40, 36)), "oblique", "CT")
-    task = segment(logic, volume, tiny_3d, maps=["probability", "uncertainty", "adaptation"])
-    names = [node.GetName() for node in task.mapNodes]
-    assert names == ["CT liver probability", "CT uncertainty", "CT adaptation"]
-    for node in task.mapNodes:
-        np.testing.assert_array_equal(
-            matrix_of(node.GetIJKToRASMatrix), matrix_of(volume.GetIJKToRASMatrix)
-        )
-        assert node.GetAttribute("TTTUNet.Input") == "CT"
-        assert "maps" not in json.loads(node.GetAttribute("TTTUNet.Record"))
-    probability, uncertainty, adaptation = map(slicer.util.arrayFromVolume, task.mapNodes)
-    labels = labels_of(task.segmentationNode, volume)
-    np.testing.assert_array_equal(probability > 0.5, labels > 0)
-    p = np.clip(probability.astype(float), 1e-12, 1 - 1e-7)
-    entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p)) / np.log(2)
-    np.testing.assert_allclose(uncertainty, entropy, atol=1e-3)
-    assert np.isfinite(adaptation).all()
-    assert adaptation.std() > 0
-    low, high = (getattr(task.mapNodes[2].GetDisplayNode(), f"GetWindowLevel{x}")() for x in _ENDS)
-    assert adaptation.min() <= low < high <= adaptation.max()
-
-    roi = scene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "region")
-    roi.SetCenter(*(matrix_of(volume.GetIJKToRASMatrix) @ [18, 20, 4, 1])[:3])
-    roi.SetSize(10, 10, 8)
-    part = segment(logic, volume, tiny_3d, maps=["probability"], roiNode=roi)
-    found = slicer.util.arrayFromVolume(part.mapNodes[0])
-    assert found.shape == labels.shape
-    assert found[4, 20, 18] > 0
-    assert not found[:, :5].any()
-    with pytest.raises(RequestError, match="no map 'certainty'"):
-        logic.segment(volume, model=tiny_3d, maps=["certainty"])
-
-
-_ENDS = ("Min", "Max")
-
-
-def test_maps_of_the_shipped_model(scene: Any, logic: Any):
-    task = segment(logic, add_volume(_discs((1, 96, 90))), "nuclei", maps=["probability"])
-    (node,) = task.mapNodes
-    assert node.GetName() == "volume object probability"
-    inside = labels_of(task.segmentationNode, task.volumeNode) > 0
-    probability = slicer.util.arrayFromVolume(node)
-    assert probability[inside].mean() > 0.8 > 0.2 > probability[~inside].mean()
-
-
-def test_folder_is_segmented_without_the_scene(
-    scene: Any, logic: Any, tiny_3d: str, tmp_path: Path
-):
-    (tmp_path / "in").mkdir()
-    volumes = [add_volume(noise((4, 32, 32), n), "oblique", f"CT{n}") for n in range(2)]
-    for volume in volumes:
-        save(volume, tmp_path / "in" / f"{volume.GetName()}.nrrd")
-    (tmp_path / "in" / "broken.nrrd").write_text("NRRD0004\n")
-    before = scene.GetNumberOfNodes()
-    said: list[str] = []
-    task = logic.segmentFolder(
-        tmp_path / "in", tmp_path / "out", tiny_3d, onLog=said.append, waitForCompletion=True
-    )
-    assert [task.result[name] for name in ("done", "skipped", "failed")] == [2, 0, 1]
-    assert scene.GetNumberOfNodes() == before
-    assert [line for line in said if "CT1.nrrd: done" in line] != []
-    assert [line for line in said if "broken.nrrd: failed" in line] != []
-    for volume in volumes:
-        (written,) = task.output.glob(f"{volume.GetName()}*.nrrd")
-        labels = labels_of(segment(logic, volume, tiny_3d).segmentationNode, volume)
-        np.testing.assert_array_equal(array_on_grid(load_volume(written), volume), labels)
-    again = logic.segmentFolder(tmp_path / "in", task.output, tiny_3d, waitForCompletion=True)
-    assert again.result["skipped"] == 2
-    with pytest.raises(RequestError, match="no folder"):
-        logic.segmentFolder(tmp_path / "nothing", tmp_path / "out")
-    with pytest.raises(RequestError, match="folder of their own"):
-        logic.segmentFolder(tmp_path / "in", tmp_path / "in")
-
-
 def test_what_cannot_be_segmented_is_refused_with_a_reason(scene: Any, logic: Any, tiny_3d: str):
     def refused(volume: Any, words: str) -> None:
         with pytest.raises(RequestError, match=words):
@@ -387,8 +320,8 @@ def test_a_request_that_fails_says_why_and_adds_nothing(scene: Any, logic: Any):
 def test_shipped_model_numbers_nuclei_slice_by_slice_and_knows_colours(
     scene: Any, logic: Any, by_command_line: Any, tmp_path: Path
 ):
-    colours = np.repeat(_discs((1, 96, 90))[..., None], 3, -1) * np.uint8([1, 0, 1])
-    volumes = {"grey": add_volume(_discs((2, 96, 90))), "colour": add_volume(colours)}
+    colours = np.repeat(discs((1, 96, 90))[..., None], 3, -1) * np.uint8([1, 0, 1])
+    volumes = {"grey": add_volume(discs((2, 96, 90))), "colour": add_volume(colours)}
     sources = [save(volume, tmp_path / f"{name}.nrrd") for name, volume in volumes.items()]
     written = by_command_line(sources, "nuclei")
     for name, volume in volumes.items():
@@ -400,19 +333,11 @@ def test_shipped_model_numbers_nuclei_slice_by_slice_and_knows_colours(
         assert segments.GetNthSegment(0).GetName() == "nucleus 1"
 
 
-def _discs(shape: tuple[int, int, int]) -> np.ndarray:
-    image = np.random.default_rng(1).integers(5, 15, shape).astype(np.uint8)
-    y, x = np.indices(shape[1:])
-    for cy, cx in ((20, 20), (25, 60), (60, 30), (70, 70)):
-        image[:, (y - cy) ** 2 + (x - cx) ** 2 < 81] = 180
-    return image
-
-
 def test_many_objects_become_one_segment_and_a_label_map(
     scene: Any, logic: Any, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(Results, "MOST_SEGMENTS", 2)
-    volume = add_volume(_discs((1, 96, 90)))
+    volume = add_volume(discs((1, 96, 90)))
     task = segment(logic, volume, "nuclei")
     assert task.segmentationNode.GetSegmentation().GetNumberOfSegments() == 1
     objects = slicer.util.arrayFromVolume(task.labelmapNode)
