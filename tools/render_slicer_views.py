@@ -46,6 +46,8 @@ def _window(size: tuple[int, int]) -> tuple[Any, Any]:
     window.SetMultiSamples(8)
     window.SetSize(*size)
     window.AddRenderer(renderer)
+    interactor = vtk.vtkGenericRenderWindowInteractor()  # the managers ask for it
+    interactor.SetRenderWindow(window)
     return window, renderer
 
 
@@ -56,7 +58,8 @@ def _managers(factory_class: Any, logic: Any, names: list[str], renderer: Any, n
     for name in names:
         if not factory.IsDisplayableManagerRegistered(name):
             factory.RegisterDisplayableManager(name)
-    group = factory.InstantiateDisplayableManagers(renderer)
+    group = slicer.vtkMRMLDisplayableManagerGroup()
+    group.Initialize(factory, renderer)
     group.SetMRMLDisplayableNode(node)
     return group
 
@@ -90,7 +93,6 @@ def render_slice(
     renderer.GetActiveCamera().ParallelProjectionOn()
     logic = slicer.vtkMRMLSliceLogic()
     logic.SetMRMLApplicationLogic(application)
-    application.GetSliceLogics().AddItem(logic)
     logic.SetMRMLScene(slicer.mrmlScene)
     node = logic.AddSliceNode(name)
     node.SetOrientation(SLICES[name][0])
@@ -134,7 +136,7 @@ def render_3d(application: Any, size: tuple[int, int]) -> np.ndarray:
     camera.SetPosition(-0.8, 1.0, 0.5)
     camera.SetViewUp(0, 0, 1)
     renderer.ResetCamera()
-    camera.Zoom(1.3)
+    camera.Zoom(1.2)
     seen = _pixels(window)
     group.SetMRMLDisplayableNode(None)
     return seen
