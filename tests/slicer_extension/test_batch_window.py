@@ -63,6 +63,7 @@ def test_checked_volumes_are_segmented_and_one_that_cannot_be_is_told(window: Wi
     assert ui.batchProgress.value == 100
 
 
+@pytest.mark.slow
 def test_batch_is_cancelled_and_what_is_done_stays(window: Window):
     add_volume(noise((4, 32, 32)), name="small")
     add_volume(noise((60, 160, 160)), name="large")
@@ -76,6 +77,7 @@ def test_batch_is_cancelled_and_what_is_done_stays(window: Window):
     assert segmented() == ["small segmentation"]
 
 
+@pytest.mark.slow
 def test_scene_that_closes_ends_a_batch_of_its_volumes(window: Window):
     add_volume(noise((60, 160, 160)), name="large")
     ready(window)
@@ -87,6 +89,7 @@ def test_scene_that_closes_ends_a_batch_of_its_volumes(window: Window):
     assert not window.ui.batchNodesButton.enabled
 
 
+@pytest.mark.slow
 def test_folder_goes_on_where_it_was(window: Window, tmp_path: Path):
     ui = window.ui
     ready(window)
@@ -109,6 +112,7 @@ def test_folder_goes_on_where_it_was(window: Window, tmp_path: Path):
     assert segmented() == []
 
 
+@pytest.mark.slow
 def test_choices_of_maps_and_of_a_segment_count(window: Window):
     ui = window.ui
     volume = add_volume(noise((8, 40, 36)), name="CT")

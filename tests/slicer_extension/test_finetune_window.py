@@ -86,6 +86,7 @@ def told(window: Window) -> str:
     return str(window.ui.finetuneLabel.text)
 
 
+@pytest.mark.slow
 def test_corrections_are_learnt_stopped_kept_and_reverted(window: Window, tmp_path: Path):
     ui, panel = window.ui, window.widget.panel
     assert not ui.finetuneButton.enabled
@@ -131,6 +132,7 @@ def test_corrections_are_learnt_stopped_kept_and_reverted(window: Window, tmp_pa
     assert not ui.revertButton.enabled
 
 
+@pytest.mark.slow
 def test_reverting_at_once_deletes_the_run(window: Window, tmp_path: Path):
     prepare(window, tmp_path / "livers")
     task = begin(window)
@@ -158,6 +160,7 @@ def test_cancel_is_at_once_leaves_nothing_and_the_next_one_works(window: Window,
     window.click(window.ui.finetuneButton)
 
 
+@pytest.mark.slow
 def test_killed_worker_is_told_and_the_next_one_works(window: Window, tmp_path: Path):
     prepare(window, tmp_path / "livers")
     begin(window)
@@ -168,6 +171,7 @@ def test_killed_worker_is_told_and_the_next_one_works(window: Window, tmp_path: 
     window.click(window.ui.finetuneButton)
 
 
+@pytest.mark.slow
 def test_scene_that_closes_in_the_middle_does_not_end_the_training(window: Window, tmp_path: Path):
     prepare(window, tmp_path / "livers")
     task = begin(window)
@@ -192,6 +196,7 @@ def test_scene_that_closes_in_the_middle_does_not_end_the_training(window: Windo
     assert window.widget.panel.project.model.startswith("models/organs-v")
 
 
+@pytest.mark.slow
 def test_curve_is_shown_in_the_layout_if_wanted(
     window: Window, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -208,6 +213,7 @@ def test_curve_is_shown_in_the_layout_if_wanted(
     window.click(window.ui.finetuneButton)
 
 
+@pytest.mark.slow
 def test_closing_the_window_in_the_middle_ends_the_training(scene: Any, library: Path, tmp_path):
     window = Window()
     prepare(window, tmp_path / "livers")
@@ -264,6 +270,7 @@ def test_checked_segments_are_vouched_for_and_follow_segment_editor(
     assert ui.imageSelector.count == 0
 
 
+@pytest.mark.slow
 def test_what_cannot_be_saved_or_opened_is_said(window: Window, tmp_path: Path):
     ui = window.ui
     window.until(lambda: ui.projectButton.enabled)
@@ -293,6 +300,7 @@ def test_what_cannot_be_saved_or_opened_is_said(window: Window, tmp_path: Path):
     second.widget.cleanup()
 
 
+@pytest.mark.slow
 def test_what_was_said_to_be_right_stays_until_it_is_said_again(window: Window, tmp_path: Path):
     _, segmentation = add_corrected(0)
     window.ui.segmentationSelector.setCurrentNode(segmentation)
@@ -320,6 +328,7 @@ def test_what_was_said_to_be_right_stays_until_it_is_said_again(window: Window, 
     np.testing.assert_array_equal(labels[away], right[away])
 
 
+@pytest.mark.slow
 def test_image_of_a_project_is_loaded_with_its_corrections(window: Window, tmp_path: Path):
     ui = window.ui
     prepare(window, tmp_path / "livers")

@@ -73,6 +73,7 @@ def expected(
     return {name: (sources[name], written[name]) for name in sources}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", nodes.GRIDS)
 def test_labels_are_those_of_the_command_line_on_the_exact_grid(
     grid: str, scene: Any, logic: Any, tiny_3d: str, expected: dict[str, tuple[Path, Path]]
@@ -86,6 +87,7 @@ def test_labels_are_those_of_the_command_line_on_the_exact_grid(
     assert 0 < np.count_nonzero(labels) < labels.size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_real_volumes_get_the_labels_of_the_command_line(
     name: str, scene: Any, logic: Any, tiny_3d: str, expected: dict[str, tuple[Path, Path]]
@@ -317,6 +319,7 @@ def test_a_request_that_fails_says_why_and_adds_nothing(scene: Any, logic: Any):
     assert scene.GetNumberOfNodes() <= before + 1  # the subject hierarchy
 
 
+@pytest.mark.slow
 def test_shipped_model_numbers_nuclei_slice_by_slice_and_knows_colours(
     scene: Any, logic: Any, by_command_line: Any, tmp_path: Path
 ):
@@ -333,6 +336,7 @@ def test_shipped_model_numbers_nuclei_slice_by_slice_and_knows_colours(
         assert segments.GetNthSegment(0).GetName() == "nucleus 1"
 
 
+@pytest.mark.slow
 def test_many_objects_become_one_segment_and_a_label_map(
     scene: Any, logic: Any, monkeypatch: pytest.MonkeyPatch
 ):
@@ -384,6 +388,7 @@ def test_cancel_adds_nothing_and_the_next_run_works(scene: Any, logic: Any, tiny
     assert scene.GetNumberOfNodesByClass(SEGMENTATIONS) == 1
 
 
+@pytest.mark.slow
 def test_killed_worker_is_told_and_replaced(scene: Any, logic: Any, tiny_3d: str):
     volume = add_volume(noise((4, 32, 32)))
     segment(logic, volume, tiny_3d)

@@ -55,6 +55,7 @@ def test_maps_are_volumes_on_the_exact_grid(scene: Any, logic: Any, tiny_3d: str
         logic.segment(volume, model=tiny_3d, maps=["certainty"])
 
 
+@pytest.mark.slow
 def test_maps_of_the_shipped_model(scene: Any, logic: Any):
     task = segment(logic, add_volume(discs((1, 96, 90))), "nuclei", maps=["probability"])
     (node,) = task.mapNodes

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.usefixtures("library")
 SEGMENTATIONS = "vtkMRMLSegmentationNode"
 
 
+@pytest.mark.slow
 def test_module_introduces_itself_and_its_own_test_passes(
     scene: Any, monkeypatch: pytest.MonkeyPatch
 ):
@@ -65,6 +66,7 @@ def test_from_an_empty_window_to_a_segmentation(window: Window):
     assert window.status in ui.logText.toPlainText()
 
 
+@pytest.mark.slow
 def test_cancel_is_at_once_and_the_next_run_works(window: Window):
     window.ready(add_volume(noise((60, 160, 160))))
     choose(window.ui.modelSelector, "organs")
@@ -83,6 +85,7 @@ def test_cancel_is_at_once_and_the_next_run_works(window: Window):
     assert slicer.mrmlScene.GetNumberOfNodesByClass(SEGMENTATIONS) == 1
 
 
+@pytest.mark.slow
 def test_region_of_interest_limits_the_result(window: Window):
     volume = add_volume(noise((8, 40, 40)))
     window.ready(volume)
@@ -110,6 +113,7 @@ def test_what_cannot_be_done_is_said_below_the_button(window: Window):
     assert window.ui.applyButton.enabled
 
 
+@pytest.mark.slow
 def test_killed_worker_is_told_and_the_next_run_works(window: Window):
     window.ready(add_volume(noise((60, 160, 160))))
     choose(window.ui.modelSelector, "organs")
@@ -124,6 +128,7 @@ def test_killed_worker_is_told_and_the_next_run_works(window: Window):
     assert "segments in" in window.status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["scene", "volume"])
 def test_scene_or_volume_that_goes_away_ends_the_run(window: Window, loss: str):
     volume = add_volume(noise((60, 160, 160)))
@@ -145,6 +150,7 @@ def test_scene_or_volume_that_goes_away_ends_the_run(window: Window, loss: str):
     assert "segments in" in window.status
 
 
+@pytest.mark.slow
 def test_choices_are_kept_in_the_scene_and_for_the_next_one(window: Window):
     from TTTUNetLib import Parameters
 
@@ -177,6 +183,7 @@ def test_choices_are_kept_in_the_scene_and_for_the_next_one(window: Window):
     assert Parameters.load(window.widget.settings)[0].mirror, "nonsense is left out"
 
 
+@pytest.mark.slow
 def test_surfaces_and_no_table_if_so_chosen(window: Window):
     window.ready(add_volume(noise((6, 33, 32))))
     choose(window.ui.modelSelector, "organs")
@@ -229,6 +236,7 @@ def test_engine_is_adopted_and_forgotten(
     window.widget.cleanup()
 
 
+@pytest.mark.slow
 def test_reload_in_the_middle_ends_the_worker_and_reads_the_library_again(scene: Any):
     import sys
 
