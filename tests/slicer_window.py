@@ -13,7 +13,7 @@ import slicer_standin
 slicer_standin.install()
 
 #: Seconds; a busy machine starts a worker slowly.
-PATIENCE = 120.0
+PATIENCE = 300.0
 
 
 class Window:
