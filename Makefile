@@ -9,11 +9,14 @@ export PYTHON EXTRAS CONSTRAINTS
 
 RUN := .venv/bin/python -m
 
+SLICER_PYTEST := TTTUNET_PYTHON=$(CURDIR)/.venv/bin/python QT_QPA_PLATFORM=offscreen \
+	.venv-slicer/bin/python -m pytest tests/slicer_extension
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-slicer lint typecheck format clean
+.PHONY: help setup demo test test-slow test-slicer test-slicer-fast lint typecheck format clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 setup: ## create .venv and install into it
 	@bash tools/setup.sh
@@ -28,12 +31,17 @@ test: setup ## run the fast tests
 test-slow: setup ## run the slow tests
 	$(RUN) pytest -m slow
 
-test-slicer: setup ## run the tests of the Slicer extension, in .venv-slicer
+test-slicer: setup .venv-slicer ## run all tests of the Slicer extension, in .venv-slicer
+	$(SLICER_PYTEST) -m "slow or not slow"
+
+test-slicer-fast: setup .venv-slicer ## the same without those that take long
+	$(SLICER_PYTEST)
+
+.PHONY: .venv-slicer
+.venv-slicer: setup
 	test -x .venv-slicer/bin/python || .venv/bin/python -m venv .venv-slicer
 	.venv-slicer/bin/python -m pip install -q "pip>=25.1"
 	.venv-slicer/bin/python -m pip install -q --group slicer-test
-	TTTUNET_PYTHON=$(CURDIR)/$(firstword $(RUN)) QT_QPA_PLATFORM=offscreen \
-		.venv-slicer/bin/python -m pytest tests/slicer_extension
 
 lint: setup ## check style and formatting
 	$(RUN) ruff check .

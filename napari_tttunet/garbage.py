@@ -1,16 +1,12 @@
-"""Python's garbage collection in the window's thread only.
-
-Reference cycles are collected by whichever thread happens to allocate next, for instance one of the
-engine's. If there is a widget among them, Qt destroys it in that thread, under a lock, and asks for
-Python's own lock, which the window's thread may hold while it waits for Qt's: the window freezes
-for good.
-"""
+"""Python's garbage collection in the window's thread only; `tttunet.engine.garbage` says why."""
 
 from __future__ import annotations
 
 import gc
 
 from qtpy.QtCore import QObject, QTimer
+
+from tttunet.engine.garbage import collect_due
 
 #: Milliseconds between two looks at what has gathered.
 INTERVAL = 500
@@ -30,7 +26,7 @@ class GarbageCollection(QObject):
         gc.disable()
         self._timer = QTimer(self)
         self._timer.setInterval(INTERVAL)
-        self._timer.timeout.connect(self._look)
+        self._timer.timeout.connect(collect_due)
         self._timer.start()
 
     def close(self) -> None:
@@ -40,15 +36,3 @@ class GarbageCollection(QObject):
             GarbageCollection._open -= 1
         if not GarbageCollection._open:
             gc.enable()
-
-    def _look(self) -> None:
-        gc.disable()  # libraries that turn it off for a moment turn it on again
-        due = [
-            generation
-            for generation, (count, limit) in enumerate(
-                zip(gc.get_count(), gc.get_threshold(), strict=True)
-            )
-            if limit and count > limit
-        ]
-        if due:
-            gc.collect(due[-1])

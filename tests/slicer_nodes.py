@@ -37,6 +37,15 @@ def noise(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     return values.astype(np.int16)
 
 
+def discs(shape: tuple[int, int, int]) -> np.ndarray:
+    """Four bright discs in every slice, as the shipped model finds them."""
+    image = np.random.default_rng(1).integers(5, 15, shape).astype(np.uint8)
+    y, x = np.indices(shape[1:])
+    for cy, cx in ((20, 20), (25, 60), (60, 30), (70, 70)):
+        image[:, (y - cy) ** 2 + (x - cx) ** 2 < 81] = 180
+    return image
+
+
 def add_volume(array: np.ndarray, grid: str = "plain", name: str = "volume") -> Any:
     """A volume node of an array [k, j, i(, components)]."""
     directions, spacing = GRIDS[grid]

@@ -27,6 +27,8 @@ _PROPERTIES: dict[type, tuple[str, ...]] = {
     QtWidgets.QLabel: ("text",),
     QtWidgets.QProgressBar: ("value",),
     QtWidgets.QComboBox: ("currentIndex", "currentText", "count"),
+    QtWidgets.QListWidget: ("count",),
+    QtWidgets.QSpinBox: ("value",),
 }
 _READ_ONLY = {"count"}
 
@@ -138,7 +140,16 @@ _CUSTOM = {
     "ctkCollapsibleButton": CtkCollapsibleButton,
     "ctkPathLineEdit": CtkPathLineEdit,
 }
-_PLAIN = ("QLabel", "QComboBox", "QCheckBox", "QPushButton", "QProgressBar", "QPlainTextEdit")
+_PLAIN = (
+    "QLabel",
+    "QComboBox",
+    "QCheckBox",
+    "QPushButton",
+    "QProgressBar",
+    "QPlainTextEdit",
+    "QListWidget",
+    "QSpinBox",
+)
 
 
 class _Loader(QUiLoader):
@@ -231,6 +242,7 @@ def install() -> None:
         setattr(qt, name, type(name, (getattr(QtWidgets, name),), {"connect": _connect}))
     qt.QTimer = type("QTimer", (QtCore.QTimer,), {"connect": _connect})  # type: ignore[attr-defined]
     qt.QSettings = Settings  # type: ignore[attr-defined]
+    qt.Qt = QtCore.Qt  # type: ignore[attr-defined]
     ctk.ctkPathLineEdit = CtkPathLineEdit  # type: ignore[attr-defined]
     module = types.ModuleType("slicer.ScriptedLoadableModule")
     module.ScriptedLoadableModule = _Module  # type: ignore[attr-defined]

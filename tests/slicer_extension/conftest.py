@@ -6,13 +6,13 @@ interpreter is named by TTTUNET_PYTHON.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,32 +38,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def application(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What the application sets up and the package `slicer-core` does not."""
-    import slicer
+    from slicer_application import set_up
 
-    scene = slicer.mrmlScene = slicer.vtkMRMLScene()
-    logic = slicer.vtkSlicerApplicationLogic()
-    logic.SetMRMLScene(scene)
-    logic.GetColorLogic().SetMRMLScene(scene)
-    logic.GetColorLogic().AddDefaultColorNodes()
-
-    cache, files = slicer.vtkCacheManager(), slicer.vtkDataIOManager()
-    cache.SetRemoteCacheDirectory(str(tmp_path_factory.mktemp("cache")))
-    files.SetCacheManager(cache)
-    scene.SetCacheManager(cache)
-    scene.SetDataIOManager(files)
-
-    def register(module: Any, name: str) -> SimpleNamespace:
-        module.SetMRMLScene(scene)
-        module.SetMRMLApplicationLogic(logic)
-        logic.SetModuleLogic(name, module)
-        return SimpleNamespace(logic=lambda: module)
-
-    slicer.modules = SimpleNamespace(
-        segmentations=register(slicer.vtkSlicerSegmentationsModuleLogic(), "Segmentations"),
-        sequences=register(slicer.vtkSlicerSequencesLogic(), "Sequences"),
-        volumes=register(slicer.vtkSlicerVolumesLogic(), "Volumes"),
-    )
-    return logic
+    return set_up(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")
@@ -140,3 +117,30 @@ def by_command_line(
         return {path.name.partition(".")[0]: written[path.name.partition(".")[0]] for path in paths}
 
     return run
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory, tiny_3d: str) -> Iterator[Path]:
+    """The user's library, with the tiny 3D model as "organs"."""
+    folder = tmp_path_factory.mktemp("library")
+    os.symlink(tiny_3d, folder / "organs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TTTUNET_MODELS", str(folder))
+        yield folder
+
+
+@pytest.fixture
+def window(scene: Any, library: Path) -> Iterator[Any]:
+    """The module's window under the stand-in."""
+    from PySide6 import QtWidgets
+
+    from slicer_standin import Settings
+    from slicer_window import Window
+
+    Settings.shared.clear()
+    found = Window()
+    yield found
+    found.widget.cleanup()
+    found.parent.deleteLater()
+    QtWidgets.QApplication.processEvents()
+    assert gc.isenabled()

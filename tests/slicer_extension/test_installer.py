@@ -70,6 +70,7 @@ def quiet(stage: str, fraction: float, line: str) -> None:
     pass
 
 
+@pytest.mark.slow
 def test_environment_is_made_from_a_folder_of_wheels_and_removed(
     installer: Installer, wheels: Path
 ):

@@ -16,10 +16,18 @@ slicer = pytest.importorskip("slicer", reason="slicer-core is not installed: mak
 import vtk  # noqa: E402
 
 import slicer_nodes as nodes  # noqa: E402
-from slicer_nodes import add_volume, array_on_grid, labels_of, load_volume, noise, save  # noqa: E402
+from slicer_nodes import (  # noqa: E402
+    add_volume,
+    array_on_grid,
+    discs,
+    labels_of,
+    load_volume,
+    noise,
+    save,
+)
 from TTTUNetLib import Results  # noqa: E402
 from TTTUNetLib.Logic import RequestError, TTTUNetLogic  # noqa: E402
-from TTTUNetLib.Volumes import matrix_of  # noqa: E402
+from TTTUNetLib.Volumes import box_of, matrix_of  # noqa: E402
 
 SEGMENTATIONS = "vtkMRMLSegmentationNode"
 
@@ -65,6 +73,7 @@ def expected(
     return {name: (sources[name], written[name]) for name in sources}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", nodes.GRIDS)
 def test_labels_are_those_of_the_command_line_on_the_exact_grid(
     grid: str, scene: Any, logic: Any, tiny_3d: str, expected: dict[str, tuple[Path, Path]]
@@ -78,6 +87,7 @@ def test_labels_are_those_of_the_command_line_on_the_exact_grid(
     assert 0 < np.count_nonzero(labels) < labels.size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_real_volumes_get_the_labels_of_the_command_line(
     name: str, scene: Any, logic: Any, tiny_3d: str, expected: dict[str, tuple[Path, Path]]
@@ -221,6 +231,20 @@ def test_region_of_interest_is_segmented_as_a_volume_of_its_own(
     np.testing.assert_array_equal(labels, expected)
     assert labels.any()
 
+    segments = scene.AddNewNodeByClass(SEGMENTATIONS, "around")
+    segments.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    for number, part in enumerate((box, np.s_[0:2, 0:3, 0:3])):
+        mask = np.zeros(labels.shape, np.uint8)
+        mask[part] = 1
+        added = segments.GetSegmentation().AddEmptySegment("", f"part {number}")
+        slicer.util.updateSegmentBinaryLabelmapFromArray(mask, segments, added, volume)
+    around = segment(logic, volume, tiny_3d, roiNode=segments, roiSegment="part 0")
+    np.testing.assert_array_equal(labels_of(around.segmentationNode, volume), expected)
+    assert box_of(segments, volume) == np.s_[0:9, 0:37, 0:34]
+    segments.GetSegmentation().AddEmptySegment("", "empty")
+    with pytest.raises(RequestError, match="no segment 'empty' with voxels"):
+        logic.segment(volume, model=tiny_3d, roiNode=segments, roiSegment="empty")
+
     roi.SetCenter(1000, 0, 0)
     with pytest.raises(RequestError, match="does not touch"):
         logic.segment(volume, model=tiny_3d, roiNode=roi)
@@ -240,7 +264,10 @@ def test_sequence_becomes_a_sequence_that_plays_with_it(scene: Any, logic: Any, 
     browser = scene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "browser")
     browser.AddSynchronizedSequenceNode(source)
 
-    result = segment(logic, source, tiny_3d).sequenceNode
+    task = segment(logic, source, tiny_3d)
+    result, table = task.sequenceNode, task.tableNode
+    assert [table.GetColumnName(column) for column in range(2)] == ["time [ms]", "liver [ml]"]
+    assert [table.GetCellText(row, 0) for row in range(3)] == ["0", "10", "20"]
     assert [result.GetNthIndexValue(i) for i in range(3)] == ["0", "10", "20"]
     assert (result.GetIndexName(), result.GetIndexUnit()) == ("time", "ms")
     assert browser.IsSynchronizedSequenceNode(result, True)
@@ -251,10 +278,14 @@ def test_sequence_becomes_a_sequence_that_plays_with_it(scene: Any, logic: Any, 
         one = result.GetNthDataNode(number)
         same_grid(one, frame)
         seen.append(labels_of(one, frame))
+        millilitres = np.count_nonzero(seen[-1]) * np.prod(frame.GetSpacing()) / 1000
+        assert float(table.GetCellText(number, 1)) == pytest.approx(millilitres)
         alone = labels_of(segment(logic, frame, tiny_3d).segmentationNode, frame)
         np.testing.assert_array_equal(seen[-1], alone)
     assert not np.array_equal(seen[0], seen[1])
 
+    with pytest.raises(RequestError, match="labels only"):
+        logic.segment(source, model=tiny_3d, maps=["probability"])
     source.SetDataNodeAtValue(add_volume(noise((6, 33, 32)), "plain"), "30")
     with pytest.raises(RequestError, match="not on one grid"):
         logic.segment(source, model=tiny_3d)
@@ -288,11 +319,12 @@ def test_a_request_that_fails_says_why_and_adds_nothing(scene: Any, logic: Any):
     assert scene.GetNumberOfNodes() <= before + 1  # the subject hierarchy
 
 
+@pytest.mark.slow
 def test_shipped_model_numbers_nuclei_slice_by_slice_and_knows_colours(
     scene: Any, logic: Any, by_command_line: Any, tmp_path: Path
 ):
-    colours = np.repeat(_discs((1, 96, 90))[..., None], 3, -1) * np.uint8([1, 0, 1])
-    volumes = {"grey": add_volume(_discs((2, 96, 90))), "colour": add_volume(colours)}
+    colours = np.repeat(discs((1, 96, 90))[..., None], 3, -1) * np.uint8([1, 0, 1])
+    volumes = {"grey": add_volume(discs((2, 96, 90))), "colour": add_volume(colours)}
     sources = [save(volume, tmp_path / f"{name}.nrrd") for name, volume in volumes.items()]
     written = by_command_line(sources, "nuclei")
     for name, volume in volumes.items():
@@ -304,19 +336,12 @@ def test_shipped_model_numbers_nuclei_slice_by_slice_and_knows_colours(
         assert segments.GetNthSegment(0).GetName() == "nucleus 1"
 
 
-def _discs(shape: tuple[int, int, int]) -> np.ndarray:
-    image = np.random.default_rng(1).integers(5, 15, shape).astype(np.uint8)
-    y, x = np.indices(shape[1:])
-    for cy, cx in ((20, 20), (25, 60), (60, 30), (70, 70)):
-        image[:, (y - cy) ** 2 + (x - cx) ** 2 < 81] = 180
-    return image
-
-
+@pytest.mark.slow
 def test_many_objects_become_one_segment_and_a_label_map(
     scene: Any, logic: Any, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(Results, "MOST_SEGMENTS", 2)
-    volume = add_volume(_discs((1, 96, 90)))
+    volume = add_volume(discs((1, 96, 90)))
     task = segment(logic, volume, "nuclei")
     assert task.segmentationNode.GetSegmentation().GetNumberOfSegments() == 1
     objects = slicer.util.arrayFromVolume(task.labelmapNode)
@@ -363,6 +388,7 @@ def test_cancel_adds_nothing_and_the_next_run_works(scene: Any, logic: Any, tiny
     assert scene.GetNumberOfNodesByClass(SEGMENTATIONS) == 1
 
 
+@pytest.mark.slow
 def test_killed_worker_is_told_and_replaced(scene: Any, logic: Any, tiny_3d: str):
     volume = add_volume(noise((4, 32, 32)))
     segment(logic, volume, tiny_3d)

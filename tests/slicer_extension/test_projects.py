@@ -112,6 +112,7 @@ def test_two_volumes_of_one_name_are_two_images(project: Any):
     assert project.problems == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["copy", "reference"])
 @pytest.mark.parametrize("name", ["hippocampus", "oblique", "left-handed"])
 def test_what_napari_began_opens_in_slicer(
@@ -156,6 +157,7 @@ def test_what_does_not_fit_is_refused_with_a_reason(project: Any, logic: Any, tm
         logic.client.open_project(tmp_path / "nothing")
 
 
+@pytest.mark.slow
 def test_corrections_are_learnt_and_the_new_model_is_kept_and_used(
     scene: Any, logic: Any, tiny_3d: str, tmp_path: Path
 ):

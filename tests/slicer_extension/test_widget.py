@@ -5,11 +5,8 @@ What the stand-in cannot show is in `slicer_standin`.
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,84 +17,16 @@ import pytest
 slicer = pytest.importorskip("slicer", reason="slicer-core is not installed: make test-slicer")
 pytest.importorskip("PySide6.QtUiTools", reason="PySide6 is not installed: make test-slicer")
 
-from PySide6 import QtCore, QtTest, QtWidgets  # noqa: E402
+from PySide6 import QtWidgets  # noqa: E402
 
 from slicer_nodes import add_volume, labels_of, noise  # noqa: E402
+from slicer_window import Window, choose  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("library")
 SEGMENTATIONS = "vtkMRMLSegmentationNode"
-#: Seconds; a busy machine starts a worker slowly.
-PATIENCE = 120.0
 
 
-class Window:
-    """The module's widget, operated as a person does."""
-
-    def __init__(self) -> None:
-        from TTTUNetLib.Widget import TTTUNetWidget
-
-        self.parent = QtWidgets.QWidget()
-        QtWidgets.QVBoxLayout(self.parent)
-        self.widget = TTTUNetWidget(self.parent)
-        self.widget.setup()
-        self.parent.show()
-        self.ui = self.widget.ui
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < end, self.ui.statusLabel.text
-            QtWidgets.QApplication.processEvents()
-            time.sleep(0.005)
-
-    def click(self, button: Any) -> None:
-        assert button.enabled
-        QtTest.QTest.mouseClick(button, QtCore.Qt.MouseButton.LeftButton)
-
-    def ready(self, volume: Any) -> None:
-        self.ui.inputSelector.setCurrentNode(volume)
-        self.until(lambda: self.ui.applyButton.enabled)
-
-    @property
-    def running(self) -> bool:
-        return self.widget.task is not None
-
-    @property
-    def status(self) -> str:
-        return str(self.ui.statusLabel.text)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def library(tmp_path_factory: pytest.TempPathFactory, tiny_3d: str) -> Iterator[None]:
-    """The tiny 3D model is in the user's library."""
-    import slicer_standin
-
-    slicer_standin.install()
-    folder = tmp_path_factory.mktemp("library")
-    os.symlink(tiny_3d, folder / "organs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TTTUNET_MODELS", str(folder))
-        yield
-
-
-@pytest.fixture
-def window(scene: Any) -> Iterator[Window]:
-    from slicer_standin import Settings
-
-    Settings.shared.clear()
-    found = Window()
-    yield found
-    found.widget.cleanup()
-    found.parent.deleteLater()
-    QtWidgets.QApplication.processEvents()
-    assert gc.isenabled()
-
-
-def choose(combo: Any, value: str) -> None:
-    index = combo.findData(value)
-    assert index >= 0, value
-    combo.currentIndex = index
-
-
+@pytest.mark.slow
 def test_module_introduces_itself_and_its_own_test_passes(
     scene: Any, monkeypatch: pytest.MonkeyPatch
 ):
@@ -137,6 +66,7 @@ def test_from_an_empty_window_to_a_segmentation(window: Window):
     assert window.status in ui.logText.toPlainText()
 
 
+@pytest.mark.slow
 def test_cancel_is_at_once_and_the_next_run_works(window: Window):
     window.ready(add_volume(noise((60, 160, 160))))
     choose(window.ui.modelSelector, "organs")
@@ -155,6 +85,7 @@ def test_cancel_is_at_once_and_the_next_run_works(window: Window):
     assert slicer.mrmlScene.GetNumberOfNodesByClass(SEGMENTATIONS) == 1
 
 
+@pytest.mark.slow
 def test_region_of_interest_limits_the_result(window: Window):
     volume = add_volume(noise((8, 40, 40)))
     window.ready(volume)
@@ -182,6 +113,7 @@ def test_what_cannot_be_done_is_said_below_the_button(window: Window):
     assert window.ui.applyButton.enabled
 
 
+@pytest.mark.slow
 def test_killed_worker_is_told_and_the_next_run_works(window: Window):
     window.ready(add_volume(noise((60, 160, 160))))
     choose(window.ui.modelSelector, "organs")
@@ -196,6 +128,7 @@ def test_killed_worker_is_told_and_the_next_run_works(window: Window):
     assert "segments in" in window.status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["scene", "volume"])
 def test_scene_or_volume_that_goes_away_ends_the_run(window: Window, loss: str):
     volume = add_volume(noise((60, 160, 160)))
@@ -217,6 +150,7 @@ def test_scene_or_volume_that_goes_away_ends_the_run(window: Window, loss: str):
     assert "segments in" in window.status
 
 
+@pytest.mark.slow
 def test_choices_are_kept_in_the_scene_and_for_the_next_one(window: Window):
     from TTTUNetLib import Parameters
 
@@ -249,6 +183,7 @@ def test_choices_are_kept_in_the_scene_and_for_the_next_one(window: Window):
     assert Parameters.load(window.widget.settings)[0].mirror, "nonsense is left out"
 
 
+@pytest.mark.slow
 def test_surfaces_and_no_table_if_so_chosen(window: Window):
     window.ready(add_volume(noise((6, 33, 32))))
     choose(window.ui.modelSelector, "organs")
@@ -301,6 +236,7 @@ def test_engine_is_adopted_and_forgotten(
     window.widget.cleanup()
 
 
+@pytest.mark.slow
 def test_reload_in_the_middle_ends_the_worker_and_reads_the_library_again(scene: Any):
     import sys
 

@@ -135,20 +135,21 @@ class EngineClient:
     Attributes:
         engine: `tttunet.engine.client.Engine`.
         messages: `tttunet.engine.messages`.
+        collect_garbage: `tttunet.engine.garbage.collect_due`, for the main thread.
     """
 
     def __init__(self, environment: Environment, mailbox: Mailbox) -> None:
         self.environment = environment
         _packages.provide(environment)
         try:
-            from tttunet.engine import messages
+            from tttunet.engine import garbage, messages
             from tttunet.engine.client import Engine
         except ImportError as error:
             raise RequestError(
                 f"The engine cannot be imported from {environment.python}: {error}.",
                 "Install the environment again.",
             ) from error
-        self.messages = messages
+        self.messages, self.collect_garbage = messages, garbage.collect_due
         self.engine: Any = Engine(
             environment.python, deliver=mailbox.put, environment=clean_environment()
         )

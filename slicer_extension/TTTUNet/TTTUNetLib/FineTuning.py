@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import re
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +16,12 @@ import vtk
 
 from TTTUNetLib.EngineClient import EngineClient
 from TTTUNetLib.Tasks import Task
+from TTTUNetLib.Volumes import RequestError
 
+#: Names in the folder of a run; napari's are the same.
+TRAINING, CONTROL = "training", "control.txt"
+#: Where the project's settings hold a run that is not decided yet; napari's do, too.
+_RUN = "run"
 _SERIES = {"loss": "Loss", "score": "Score"}
 
 
@@ -23,6 +33,7 @@ class FinetuneTask(Task):
         project: whose corrections are learnt.
         model: where it starts.
         control: a file that tells the worker to stop.
+        stopping: it was told to.
         result: `before`, `after`, `improved`, `folder` and more, see the engine's `run_finetune`.
         tableNode: the curve: step, loss, score.
         chartNode: a plot of it.
@@ -31,13 +42,27 @@ class FinetuneTask(Task):
     project: Any
     model: str
     control: Path
+    stopping: bool = False
     result: dict[str, Any] = field(default_factory=dict)
     tableNode: Any = None
     chartNode: Any = None
 
+    @property
+    def folder(self) -> Path:
+        """Of the run, in the project."""
+        return self.control.parent
+
     def stop(self) -> None:
-        """End the training now and keep the best model so far; `done` follows."""
-        self.control.write_text("stop", encoding="utf-8")
+        """End the training now and keep the best model so far; `done` follows.
+
+        Raises:
+            RequestError: the project cannot be written to.
+        """
+        try:
+            self.control.write_text("stop", encoding="utf-8")
+            self.stopping = True
+        except OSError as error:
+            raise RequestError(f"The engine cannot be told: {error}.") from error
 
     def keep(self) -> Any:
         """Make the new model the project's next version. Not called: the old one stays.
@@ -46,7 +71,32 @@ class FinetuneTask(Task):
             The project's `Version`; its `folder` is a model for `TTTUNetLogic.segment`.
         """
         base = Path(self.model).name or self.project.name
-        return self.project.keep_model(self.result["folder"], base)
+        version = self.project.keep_model(self.result["folder"], base)
+        (self.folder / TRAINING / "checkpoint.pt").unlink(missing_ok=True)  # large, of no more use
+        self._remember(None)
+        return version
+
+    def discard(self) -> None:
+        """Delete what the run left; may be called in any thread."""
+        self._remember(None)
+        self.project.note("fine-tuning reverted", run=self.folder.name)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _remember(self, run: dict[str, Any] | None) -> None:
+        """Keep in the project what is not decided yet; None: it is decided."""
+        settings = {name: value for name, value in self.project.settings.items() if name != _RUN}
+        self.project.update(settings=settings if run is None else {**settings, _RUN: run})
+
+    def ask(self, result: dict[str, Any]) -> None:
+        """The training has ended with a result; whoever opens the project can decide about it."""
+        self.result = result
+        own = Path(self.model).parent == self.project.folder / "models"
+        reference = f"models/{Path(self.model).name}" if own else self.model
+        told = {name: result[name] for name in ("improved", "before", "after")}
+        self.project.note("fine-tuning finished", run=self.folder.name, **told)
+        self._remember(
+            {"folder": str(self.folder), "model": reference, "options": {}, "result": result}
+        )
 
     def add_point(self, step: int, values: dict[str, float]) -> None:
         """Add to the curve; what is unknown at this step is left out of the plot."""
@@ -64,27 +114,92 @@ def start(
     client: EngineClient, project: Any, model: str, options: dict[str, Any], **callbacks: Any
 ) -> FinetuneTask:
     """Begin; see `TTTUNetLogic.finetune`."""
-    runs = project.folder / "runs"
-    number = 1 + sum(1 for path in runs.glob("run-*") if path.is_dir())
-    folder = runs / f"run-{number}"
-    folder.mkdir(parents=True)
-    task = FinetuneTask(project=project, model=model, control=folder / "control.txt", **callbacks)
+    from tttunet.errors import TTTUNetError
+
+    try:
+        folder = project.new_run()
+    except TTTUNetError as error:
+        raise RequestError(error.message, error.hint) from error
+    task = FinetuneTask(project=project, model=model, control=folder / CONTROL, **callbacks)
     task.tableNode, task.chartNode = _create_curve(f"{project.name} {folder.name}")
 
     def done(result: dict[str, Any]) -> None:
-        task.result = result
+        with contextlib.suppress(TTTUNetError):  # closed meanwhile; the result counts all the same
+            task.ask(result)
         task.finish("done")
 
     def hear(_job: Any, event: Any) -> None:
         if isinstance(event, client.messages.Metric) and not task.finished:
             task.add_point(event.step, event.values)
+        elif isinstance(event, client.messages.TERMINAL) and task.state == "cancelled":
+            shutil.rmtree(folder, ignore_errors=True)  # the worker writes no more
         else:
             task.hear(client, event, done)
 
     task._job = client.engine.finetune(
-        model, project.folder, folder, control=task.control, on_event=hear, **options
+        model, project.folder, folder / TRAINING, control=task.control, on_event=hear, **options
     )
     return task
+
+
+def undecided(project: Any) -> FinetuneTask | None:
+    """The training of a project whose model was neither kept nor reverted, whoever ran it."""
+    run = project.settings.get(_RUN)
+    if not isinstance(run, dict) or not {"folder", "model", "result"} <= set(run):
+        return None
+    folder = project.folder / "runs" / Path(str(run["folder"])).name
+    reference = str(run["model"])
+    model = str(project.folder / reference) if reference.startswith("models/") else reference
+    if not Path(str(run["result"].get("folder", ""))).is_dir():
+        return None
+    task = FinetuneTask(project=project, model=model, control=folder / CONTROL, state="done")
+    task.result = run["result"]
+    return task
+
+
+def add_to_library(
+    client: EngineClient, version: Any, project: Any, taken: set[str], then: Callable[[str], None]
+) -> None:
+    """Copy a version of a project into the library, so that it is there for every volume.
+
+    Args:
+        client: of the engine that copies.
+        version: from `FinetuneTask.keep`.
+        project: whose version it is.
+        taken: names of the library.
+        then: called with the name in the library, or with "" if that failed.
+    """
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", project.name).strip("-.") or "project"
+    names = (f"{stem}-{version.name}{f'-{n}' if n > 1 else ''}" for n in itertools.count(1))
+    name = next(one for one in itertools.chain([version.name], names) if one not in taken)
+    messages = client.messages
+
+    def hear(_job: Any, event: Any) -> None:
+        if isinstance(event, messages.TERMINAL):
+            then(name if isinstance(event, messages.Done) else "")
+
+    client.engine.request(messages.AddModel(str(version.folder), name), hear)
+
+
+def scores_text(result: Mapping[str, Any]) -> str:
+    """Before and after in words, with how many labels they rest on and how certain that is."""
+    before, after = result.get("before"), result.get("after")
+    lines = []
+    if after is not None:
+        count, what = next((after[name], name) for name in ("objects", "pixels") if name in after)
+        scores = " \N{RIGHTWARDS ARROW} ".join(
+            f"{one['score']:.2f}" for one in (before, after) if one is not None
+        )
+        what = "voxels" if what == "pixels" else what
+        lines.append(f"{after['metric']} on held-out corrections: {scores} ({count:,} {what}).")
+    if before is not None and after is not None:
+        low, high = after.get("difference_interval") or (-1.0, 1.0)
+        if low <= -1:
+            lines.append("Too few labels were held out to say how certain that is.")
+        else:
+            sure = "" if low > 0 or high < 0 else ": not certain"
+            lines.append(f"95 % interval of the difference {low:+.2f} to {high:+.2f}{sure}.")
+    return "\n".join([*lines, *result.get("notes", ())])
 
 
 def _create_curve(name: str) -> tuple[Any, Any]:

@@ -12,14 +12,15 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import slicer
 
-from TTTUNetLib import FineTuning, Results
+from TTTUNetLib import Batches, FineTuning, Maps, Results
+from TTTUNetLib.Batches import FolderTask
 from TTTUNetLib.EngineClient import EngineClient, Mailbox, clean_environment
 from TTTUNetLib.FineTuning import FinetuneTask
 from TTTUNetLib.Installer import Environment, Installer
@@ -27,9 +28,11 @@ from TTTUNetLib.Sequences import create_sequence, read_sequence
 from TTTUNetLib.Tasks import Task
 from TTTUNetLib.Volumes import RequestError, VolumeImage, box_of, read_volume
 
-__all__ = ["FinetuneTask", "RequestError", "SegmentationTask", "TTTUNetLogic"]
+__all__ = ["FinetuneTask", "FolderTask", "RequestError", "SegmentationTask", "TTTUNetLogic"]
 
 _SEQUENCE = "vtkMRMLSequenceNode"
+#: Of the engine's result; the rest is the record.
+_ARRAYS = ("labels", "maps", "adaptation_map")
 
 
 @dataclass(eq=False, kw_only=True)
@@ -41,6 +44,7 @@ class SegmentationTask(Task):
         model: name or folder.
         segmentationNode, labelmapNode, tableNode: what was made; None if not.
         sequenceNode: a sequence of segmentations, for a sequence.
+        mapNodes: volumes with probabilities, uncertainty and adaptation, as far as wanted.
         voxels: by label value.
     """
 
@@ -50,7 +54,18 @@ class SegmentationTask(Task):
     labelmapNode: Any = None
     tableNode: Any = None
     sequenceNode: Any = None
+    mapNodes: list[Any] = field(default_factory=list)
     voxels: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """What is asked for, while the engine works on it."""
+
+    image: VolumeImage
+    classes: list[dict[str, Any]]
+    table: bool
+    maps: frozenset[str]
 
 
 class TTTUNetLogic:
@@ -122,6 +137,8 @@ class TTTUNetLogic:
         mirror: bool = False,
         table: bool = True,
         roiNode: Any = None,
+        roiSegment: str = "",
+        maps: Collection[str] = (),
         waitForCompletion: bool = False,
         **callbacks: Any,
     ) -> SegmentationTask:
@@ -135,8 +152,11 @@ class TTTUNetLogic:
             device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
             mirror: average over flips: slower, often better.
             table: also make a table node with volumes in millilitres.
-            roiNode: a Markups ROI: only the voxels around it are segmented, as if the volume ended
-                there; the rest of the result is empty.
+            roiNode: a Markups ROI, or a segmentation: only the voxels of the box around it are
+                segmented, as if the volume ended there; the rest of the result is empty.
+            roiSegment: name of the one segment that counts; empty: all of them.
+            maps: also make volumes of what the network computed, see `Maps.read`: `probability`,
+                `uncertainty`, `adaptation`.
             waitForCompletion: come back when it is done.
             callbacks: `onProgress`, `onLog` and `onFinished` of the task.
 
@@ -154,7 +174,8 @@ class TTTUNetLogic:
         else:
             image = read_volume(volumeNode)
             if roiNode is not None:
-                image = image.cropped(box_of(roiNode, volumeNode))
+                image = image.cropped(box_of(roiNode, volumeNode, roiSegment))
+        Maps.check(maps, image)
         client = self.client
         task = SegmentationTask(volumeNode=volumeNode, model=model, **callbacks)
         options = {"device": device, "mirror": mirror}
@@ -163,12 +184,47 @@ class TTTUNetLogic:
             if client is not self._client:  # closed while the models were read
                 task.cancel()
             elif not task.finished:
-                self._start(client, task, image, classes, options, table)
+                request = _Request(image, classes, table, frozenset(maps))
+                self._start(client, task, request, options)
 
         if _is_path(model):
             start(_classes_in(Path(model).expanduser()))
         else:
             self.models(lambda models: start(_classes_of(model, models)))
+        if waitForCompletion:
+            self._wait(task)
+        return task
+
+    def segmentFolder(
+        self,
+        folder: str | Path,
+        output: str | Path,
+        model: str = "nuclei",
+        *,
+        device: str = "auto",
+        mirror: bool = False,
+        waitForCompletion: bool = False,
+        **callbacks: Any,
+    ) -> FolderTask:
+        """Segment the image files of a folder into label files, without loading them into Slicer.
+
+        The files are read by the engine: NIfTI, NRRD, MetaImage, folders of DICOM slices, TIFF and
+        more. Label files that are complete already are left as they are.
+
+        Args:
+            folder: of the images.
+            output: another folder, for the labels; made if it is not there.
+            model: name in the library, or folder.
+            device, mirror: as for `segment`.
+            waitForCompletion: come back when it is done.
+            callbacks: `onProgress`, `onLog` and `onFinished` of the task.
+
+        Raises:
+            RequestError: there is no engine or no such folder; with `waitForCompletion` also if
+                nothing could be done.
+        """
+        plan = {"model": model, "device": device, "mirror": mirror}
+        task = Batches.segment_folder(self.client, folder, output, plan, **callbacks)
         if waitForCompletion:
             self._wait(task)
         return task
@@ -208,32 +264,32 @@ class TTTUNetLogic:
         self,
         client: EngineClient,
         task: SegmentationTask,
-        image: VolumeImage,
-        classes: list[dict[str, Any]],
+        request: _Request,
         options: dict[str, Any],
-        table: bool,
     ) -> None:
-        def done(result: dict[str, Any]) -> None:
-            self._summarise(task, image, classes, result, table)
-
+        image = request.image
         task._job = client.engine.segment(
             image.array,
             axes=image.axes,
             model=task.model,
             image={**image.reference(), "name": task.volumeNode.GetName()},
-            on_event=lambda _job, event: task.hear(client, event, done),
+            on_event=lambda _job, event: task.hear(
+                client, event, lambda result: self._summarise(task, request, result)
+            ),
+            maps=bool(request.maps & {Maps.PROBABILITY, Maps.UNCERTAINTY}),
+            adaptation_map=Maps.ADAPTATION in request.maps,
             **options,
         )
 
-    def _summarise(
-        self,
-        task: SegmentationTask,
-        image: VolumeImage,
-        classes: list[dict[str, Any]],
-        result: dict[str, Any],
-        table: bool,
-    ) -> None:
-        labels = result.pop("labels").reshape(image.shape)
+    def _summarise(self, task: SegmentationTask, request: _Request, result: dict[str, Any]) -> None:
+        image = request.image
+        labels = result["labels"].reshape(image.shape)
+        record = {name: value for name, value in result.items() if name not in _ARRAYS}
+
+        def read() -> tuple[Results.LabelSummary, list[Maps.Map]]:
+            kind = record["model"]["task"]
+            maps = Maps.read(result, request.maps, image, request.classes, kind)
+            return Results.summarise(image.placed(labels)), maps
 
         def show(found: Any) -> None:
             if task.finished:
@@ -243,44 +299,43 @@ class TTTUNetLogic:
             elif task.volumeNode.GetScene() is not slicer.mrmlScene:
                 task.cancel()  # the volume was deleted: where would its labels go?
             else:
-                self._show(task, image, found, classes, result, table)
+                self._show(task, request, *found, record)
 
-        self.mailbox.compute(lambda: Results.summarise(image.placed(labels)), show)
+        self.mailbox.compute(read, show)
 
     def _show(
         self,
         task: SegmentationTask,
-        image: VolumeImage,
+        request: _Request,
         found: Results.LabelSummary,
-        classes: list[dict[str, Any]],
+        maps: list[Maps.Map],
         record: dict[str, Any],
-        table: bool,
     ) -> None:
         volume, kind = task.volumeNode, record["model"]["task"]
+        image, classes = request.image, request.classes
         segments = Results.segment_labels(found.voxels, classes, kind)
+        rows = segments
+        if kind == "semantic":  # those that were not found, too
+            values = sorted({*found.voxels, *(int(one["value"]) for one in classes)})
+            rows = Results.segment_labels(values, classes, kind)
         labels = found.labels
         name = slicer.mrmlScene.GenerateUniqueName(f"{volume.GetName()} segmentation")
         task.voxels = dict(found.voxels)
         if volume.IsA(_SEQUENCE):
             task.sequenceNode = create_sequence(volume, labels, segments, name)
-            Results.write_provenance(task.sequenceNode, volume, record)
-            task.finish("done")
-            return
-        if len(segments) > Results.MOST_SEGMENTS:
-            task.labelmapNode = Results.create_labelmap(volume, labels, f"{name} objects")
-            labels = (labels > 0).astype("uint8")
-            segments = Results.segment_labels([1], classes, "semantic")
-        task.segmentationNode = Results.create_segmentation(volume, labels, segments, name)
-        if table:
-            rows = Results.segment_labels(
-                sorted({*found.voxels, *(int(one["value"]) for one in classes)})
-                if kind == "semantic"
-                else found.voxels,
-                classes,
-                kind,
-            )
-            task.tableNode = Results.create_table(volume, image, rows, found.voxels)
-        for node in (task.segmentationNode, task.labelmapNode, task.tableNode):
+            if request.table and kind == "semantic":  # objects have other numbers in every frame
+                task.tableNode = Results.create_sequence_table(volume, image, rows, found.frames)
+        else:
+            if len(segments) > Results.MOST_SEGMENTS:
+                task.labelmapNode = Results.create_labelmap(volume, labels, f"{name} objects")
+                labels = (labels > 0).astype("uint8")
+                segments = Results.segment_labels([1], classes, "semantic")
+            task.segmentationNode = Results.create_segmentation(volume, labels, segments, name)
+            task.mapNodes = Maps.create(volume, maps)
+            if request.table:
+                task.tableNode = Results.create_table(volume, image, rows, found.voxels)
+        made = (task.segmentationNode, task.labelmapNode, task.tableNode, task.sequenceNode)
+        for node in (*made, *task.mapNodes):
             if node is not None:
                 Results.write_provenance(node, volume, record)
         task.finish("done")

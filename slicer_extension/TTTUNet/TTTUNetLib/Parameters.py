@@ -7,6 +7,8 @@ from typing import Any
 
 import slicer
 
+from TTTUNetLib import Maps
+
 _NAME = "TTTUNet"
 _INPUT, _REGION = "Input", "Region"
 
@@ -21,6 +23,7 @@ class Parameters:
         mirror: average over flips.
         table: make a table of volumes.
         show3D: show the segments as surfaces.
+        probability, uncertainty, adaptation: make these volumes, see `Maps`.
     """
 
     model: str = "nuclei"
@@ -28,6 +31,14 @@ class Parameters:
     mirror: bool = False
     table: bool = True
     show3D: bool = False
+    probability: bool = False
+    uncertainty: bool = False
+    adaptation: bool = False
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """The volumes that are wanted beside the labels."""
+        return tuple(name for name in Maps.KINDS if getattr(self, name))
 
     def to_texts(self) -> dict[str, str]:
         """By name; booleans as 0 and 1."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import filecmp
 import itertools
 import re
+import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,54 @@ _SAME_GRID = 1e-3
 _VOLUMES = "volumes"
 
 
+@dataclass(frozen=True, eq=False)
+class Corrected:
+    """What a scene says of one volume; nothing here belongs to the scene any more.
+
+    Attributes:
+        file: the volume, freshly written into the project's folder.
+        stem: the file's name to be.
+        fields: of the project's image.
+        labels: class numbers [k, j, i].
+        box: inside it everything is right; None: no such region.
+        checked: numbers of the classes that are right, with a rim of background.
+    """
+
+    file: Path
+    stem: str
+    fields: dict[str, Any]
+    labels: np.ndarray
+    box: tuple[slice, ...] | None
+    checked: tuple[int, ...]
+
+    def store(self, project: Any) -> Any:
+        """Put it into the project; may be called in any thread.
+
+        What was said to be right before stays as it was, where nothing is said now: the segments
+        may come from a model in the meantime.
+
+        Returns:
+            The project's `ImageReference`.
+        """
+        from tttunet.projects import Region, vouch_object
+
+        reference = project.add_image(_named(self.file, self.stem), **self.fields)
+        corrections = project.corrections(reference)
+        known, before = corrections.read(reference.bounds)
+        now = np.zeros_like(before)
+        for number in self.checked:
+            now = vouch_object(self.labels, now, number)
+        if self.box is not None:
+            now[self.box] = 1
+        labels = np.where((before > 0) & (now == 0), known, self.labels)
+        corrections.write(reference.bounds, labels, before | now)
+        if self.box is not None:
+            bounds = tuple((along.start, along.stop) for along in self.box)
+            corrections.complete(Region(bounds), self.labels[self.box])
+        corrections.record()
+        return reference
+
+
 def save_corrections(
     project: Any,
     volume: Any,
@@ -35,6 +85,23 @@ def save_corrections(
     checked: Sequence[str] = (),
 ) -> Any:
     """Put the segments of a volume into a project, with what is right about them.
+
+    Args and errors are those of `read_corrections`.
+
+    Returns:
+        The project's `ImageReference`.
+    """
+    return read_corrections(project, volume, segmentation, region, checked).store(project)
+
+
+def read_corrections(
+    project: Any,
+    volume: Any,
+    segmentation: Any,
+    region: Any = None,
+    checked: Sequence[str] = (),
+) -> Corrected:
+    """Take from the scene what is to be put into a project.
 
     The volume is saved in the project as it is in the scene: Slicer turns the slices of some files
     round, so that the file it came from may have another order.
@@ -47,14 +114,13 @@ def save_corrections(
         region: a Markups ROI inside which everything is right, background included.
         checked: names of segments that are right, with a rim of background.
 
-    Returns:
-        The project's `ImageReference`.
-
     Raises:
         RequestError: nothing is vouched for, or names or transforms do not fit.
     """
-    from tttunet.projects import Region, vouch_object
-
+    if project.task != "semantic":
+        raise RequestError(
+            f"The project '{project.name}' has objects, not classes.", "Correct it in napari."
+        )
     if region is None and not checked:
         raise RequestError(
             "Nothing is said to be right.", "Check segments, or draw a region that is complete."
@@ -68,23 +134,20 @@ def save_corrections(
         if name not in numbers:
             raise RequestError(f"There is no class '{name}'.", f"There are {', '.join(numbers)}.")
     labels = _labels(volume, segmentation, numbers)
-    reference = project.add_image(
-        _saved(volume, project.folder / _VOLUMES),
-        name=volume.GetName(),
-        axes=image.axes,
-        shape=image.shape,
-        **_local_geometry(volume),
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", volume.GetName()).strip("-") or "volume"
+    return Corrected(
+        _written(volume, project.folder / _VOLUMES),
+        stem,
+        {
+            "name": volume.GetName(),
+            "axes": image.axes,
+            "shape": image.shape,
+            **_local_geometry(volume),
+        },
+        labels,
+        box,
+        tuple(numbers[name] for name in checked),
     )
-    corrections = project.corrections(reference)
-    _, vouched = corrections.read(reference.bounds)
-    for name in checked:
-        vouched = vouch_object(labels, vouched, numbers[name])
-    corrections.write(reference.bounds, labels, vouched)
-    if box is not None:
-        bounds = tuple((along.start, along.stop) for along in box)
-        corrections.complete(Region(bounds), labels[box])
-    corrections.record()
-    return reference
 
 
 def _labels(volume: Any, segmentation: Any, numbers: dict[str, int]) -> np.ndarray:
@@ -115,20 +178,26 @@ def _labels(volume: Any, segmentation: Any, numbers: dict[str, int]) -> np.ndarr
     return labels
 
 
-def _saved(volume: Any, folder: Path) -> Path:
-    """The volume as a file in the project, in the order of its own slices."""
+def _written(volume: Any, folder: Path) -> Path:
+    """The volume as a new file in the project, in the order of its own slices."""
     folder.mkdir(exist_ok=True)
-    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", volume.GetName()).strip("-") or "volume"
-    fresh = folder / f".new-{plain}.nrrd"
+    fresh = folder / f".new-{secrets.token_hex(4)}.nrrd"
     storage = slicer.vtkMRMLVolumeArchetypeStorageNode()
     storage.SetFileName(str(fresh))
+    storage.SetUseCompression(False)  # it would keep the main thread for seconds
     if not storage.WriteData(volume):
         raise RequestError(f"'{folder}' cannot be written to.", "Free some space.")
-    for known in sorted(folder.glob(f"{plain}*.nrrd")):
+    return fresh
+
+
+def _named(fresh: Path, stem: str) -> Path:
+    """Give a new file its name, or delete it if the project has one with the same content."""
+    folder = fresh.parent
+    for known in sorted(folder.glob(f"{stem}*.nrrd")):
         if filecmp.cmp(known, fresh, shallow=False):
             fresh.unlink()
             return known
-    names = (f"{plain}{f'-{n}' if n > 1 else ''}.nrrd" for n in itertools.count(1))
+    names = (f"{stem}{f'-{n}' if n > 1 else ''}.nrrd" for n in itertools.count(1))
     path = next(folder / name for name in names if not (folder / name).exists())
     fresh.rename(path)
     return path

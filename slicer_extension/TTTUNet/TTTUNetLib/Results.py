@@ -49,22 +49,38 @@ class SegmentLabel:
 
 @dataclass(frozen=True, eq=False)
 class LabelSummary:
-    """Labels in the smallest type that Slicer handles well, and how many voxels each has."""
+    """Labels in the smallest type that Slicer handles well, and how many voxels each has.
+
+    Attributes:
+        labels: [k, j, i], or [t, k, j, i].
+        voxels: by label value.
+        frames: the same for every t.
+    """
 
     labels: np.ndarray
     voxels: dict[int, int]
+    frames: tuple[dict[int, int], ...]
 
 
 def summarise(labels: np.ndarray) -> LabelSummary:
     """Count voxels, and pack the labels. Meant for a background thread."""
-    flat = labels.reshape(-1)
-    highest = int(flat.max(initial=0))
-    counts = np.zeros(highest + 1, np.int64)
-    for start in range(0, flat.size, _VOXELS_AT_ONCE):
-        counts += np.bincount(flat[start : start + _VOXELS_AT_ONCE], minlength=highest + 1)
+    highest = int(labels.max(initial=0))
+    frames = tuple(map(_count, labels)) if labels.ndim == 4 else (_count(labels),)
+    voxels = {
+        value: sum(frame.get(value, 0) for frame in frames)
+        for value in sorted({value for frame in frames for value in frame})
+    }
     dtype = np.uint8 if highest < 2**8 else np.int16 if highest < 2**15 else np.int32
-    voxels = {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value}
-    return LabelSummary(np.ascontiguousarray(labels, dtype), voxels)
+    return LabelSummary(np.ascontiguousarray(labels, dtype), voxels, frames)
+
+
+def _count(labels: np.ndarray) -> dict[int, int]:
+    """Voxels by label value, without background."""
+    flat = labels.reshape(-1)
+    counts = np.zeros(int(flat.max(initial=0)) + 1, np.int64)
+    for start in range(0, flat.size, _VOXELS_AT_ONCE):
+        counts += np.bincount(flat[start : start + _VOXELS_AT_ONCE], minlength=len(counts))
+    return {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value}
 
 
 def segment_labels(
@@ -156,11 +172,25 @@ def oriented_image(volume: Any, labels: np.ndarray) -> Any:
 
 def create_labelmap(volume: Any, labels: np.ndarray, name: str) -> Any:
     """A label map node with the number of each object, beside the volume."""
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", name)
+    return create_volume(volume, labels, name, "vtkMRMLLabelMapVolumeNode")
+
+
+def create_volume(
+    volume: Any, array: np.ndarray, name: str, kind: str = "vtkMRMLScalarVolumeNode"
+) -> Any:
+    """A volume node on the grid of another one, beside it.
+
+    Args:
+        volume: the volume node that was segmented.
+        array: [k, j, i], of a type that VTK has; kept, not copied.
+        name: of the node.
+        kind: its class.
+    """
+    node = slicer.mrmlScene.AddNewNodeByClass(kind, name)
     node.CopyOrientation(volume)
     data = vtk.vtkImageData()
-    data.SetDimensions(*labels.shape[::-1])
-    scalars = numpy_to_vtk(labels.reshape(-1), deep=False)
+    data.SetDimensions(*array.shape[::-1])
+    scalars = numpy_to_vtk(array.reshape(-1), deep=False)
     scalars.SetName("ImageScalars")
     data.GetPointData().SetScalars(scalars)
     node.SetAndObserveImageData(data)
@@ -182,18 +212,47 @@ def create_table(
         segments: rows; those that were not found have 0.
         voxels: by label value.
     """
-    name = f"{volume.GetName()} volumes"
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", name)
-    millilitres = float(np.prod(image.spacing)) / 1000
+    counts = [voxels.get(one.value, 0) for one in segments]
     columns: list[tuple[Any, str, list[Any]]] = [
         (vtk.vtkStringArray(), "Segment", [one.name for one in segments]),
-        (vtk.vtkLongLongArray(), "Voxels", [voxels.get(one.value, 0) for one in segments]),
-        (
-            vtk.vtkDoubleArray(),
-            "Volume [ml]",
-            [voxels.get(one.value, 0) * millilitres for one in segments],
-        ),
+        (vtk.vtkLongLongArray(), "Voxels", counts),
+        (vtk.vtkDoubleArray(), "Volume [ml]", [n * _millilitres(image) for n in counts]),
     ]
+    return _table(volume, columns)
+
+
+def create_sequence_table(
+    sequence: Any,
+    image: VolumeImage,
+    segments: Sequence[SegmentLabel],
+    frames: Sequence[Mapping[int, int]],
+) -> Any:
+    """A table node with a row per frame: index, and the millilitres of every segment.
+
+    Args:
+        sequence: the sequence node that was segmented.
+        image: what `read_sequence` said of it.
+        segments: columns.
+        frames: voxels by label value, of every frame.
+    """
+    title = sequence.GetIndexName() or "index"
+    unit = sequence.GetIndexUnit()
+    times = [sequence.GetNthIndexValue(number) for number in range(len(frames))]
+    columns: list[tuple[Any, str, list[Any]]] = [
+        (vtk.vtkStringArray(), f"{title} [{unit}]" if unit else title, times)
+    ]
+    for one in segments:
+        values = [frame.get(one.value, 0) * _millilitres(image) for frame in frames]
+        columns.append((vtk.vtkDoubleArray(), f"{one.name} [ml]", values))
+    return _table(sequence, columns)
+
+
+def _millilitres(image: VolumeImage) -> float:
+    return float(np.prod(image.spacing)) / 1000
+
+
+def _table(volume: Any, columns: Sequence[tuple[Any, str, Sequence[Any]]]) -> Any:
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", f"{volume.GetName()} volumes")
     for column, title, values in columns:
         column.SetName(title)
         for value in values:

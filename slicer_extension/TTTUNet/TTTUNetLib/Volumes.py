@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import slicer
 import vtk
+from vtk.util.numpy_support import vtk_to_numpy
 
 #: A direction matrix may deviate from orthogonal by so much: NIfTI headers have float32.
 _ORTHOGONAL = 1e-3
@@ -118,35 +119,64 @@ def read_volume(node: Any) -> VolumeImage:
     )
 
 
-def box_of(roi: Any, volume: Any) -> tuple[slice, ...]:
+def box_of(region: Any, volume: Any, segment: str = "") -> tuple[slice, ...]:
     """The voxels [k, j, i] around a region of interest; it may be oblique to the volume.
 
     Args:
-        roi: a Markups ROI.
+        region: a Markups ROI, or a segmentation: the box around its segments.
         volume: a volume that `read_volume` takes.
+        segment: name of the one segment that counts; empty: all of them.
 
     Raises:
-        RequestError: it is no ROI, or lies outside.
+        RequestError: it is no region, is empty, or lies outside.
     """
-    if roi is None or not roi.IsA("vtkMRMLMarkupsROINode"):
+    if region is not None and region.IsA("vtkMRMLMarkupsROINode"):
+        corners = _corners(-np.array(region.GetSize()) / 2, np.array(region.GetSize()) / 2)
+        points = slicer.util.arrayFromVTKMatrix(region.GetObjectToWorldMatrix()) @ corners
+    elif region is not None and region.IsA("vtkMRMLSegmentationNode"):
+        points = _corners_of_segments(region, segment)
+    else:
         raise RequestError("The region of interest is no ROI of the module Markups.")
-    corners = np.ones((4, 8))
-    corners[:3] = np.stack(np.meshgrid(*([-0.5, 0.5],) * 3)).reshape(3, 8)
-    corners[:3] *= np.array(roi.GetSize())[:, None]
     ijk_to_world = _to_world(volume) @ matrix_of(volume.GetIJKToRASMatrix)
-    ijk = (
-        np.linalg.inv(ijk_to_world)
-        @ slicer.util.arrayFromVTKMatrix(roi.GetObjectToWorldMatrix())
-        @ corners
-    )
+    ijk = np.linalg.inv(ijk_to_world) @ points
     sizes = slicer.util.arrayFromVolume(volume).shape[:3]
     low = np.clip(np.ceil(ijk[2::-1].min(1) - _ROUNDING), 0, sizes).astype(int).tolist()
     high = np.clip(np.floor(ijk[2::-1].max(1) + _ROUNDING) + 1, 0, sizes).astype(int).tolist()
     if any(a >= b for a, b in zip(low, high, strict=True)):
         raise RequestError(
-            f"'{roi.GetName()}' does not touch '{volume.GetName()}'.", "Move it onto the volume."
+            f"'{region.GetName()}' does not touch '{volume.GetName()}'.", "Move it onto the volume."
         )
     return tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+
+
+def _corners(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """[4, 8] homogeneous corners of a box."""
+    corners = np.ones((4, 8))
+    corners[:3] = np.stack(np.meshgrid(*zip(low, high, strict=True))).reshape(3, 8)
+    return corners
+
+
+def _corners_of_segments(node: Any, name: str) -> np.ndarray:
+    """[4, n] points in the world, between which the voxels of the segments lie."""
+    content, found = node.GetSegmentation(), []
+    for number in range(content.GetNumberOfSegments()):
+        image = slicer.vtkOrientedImageData()
+        if name and content.GetNthSegment(number).GetName() != name:
+            continue
+        node.GetBinaryLabelmapRepresentation(content.GetNthSegmentID(number), image)
+        if image.IsEmpty():
+            continue
+        scalars = vtk_to_numpy(image.GetPointData().GetScalars())
+        filled = scalars.reshape(image.GetDimensions()[::-1]) > 0
+        spans = [np.flatnonzero(filled.any(axis=axes)) for axes in ((0, 1), (0, 2), (1, 2))]
+        if len(spans[0]):
+            first = np.array(image.GetExtent()[::2])
+            low, high = (np.array([span[end] for span in spans]) + first for end in (0, -1))
+            found.append(matrix_of(image.GetImageToWorldMatrix) @ _corners(low, high))
+    if not found:
+        what = f"segment '{name}'" if name else "segments"
+        raise RequestError(f"'{node.GetName()}' has no {what} with voxels.", "Choose another one.")
+    return _to_world(node) @ np.concatenate(found, axis=1)
 
 
 def matrix_of(fill: Any) -> np.ndarray:
@@ -163,8 +193,7 @@ def _to_world(node: Any) -> np.ndarray:
         return np.eye(4)
     if not transform.IsTransformToWorldLinear():
         raise RequestError(
-            f"The volume '{node.GetName()}' is under the non-linear transform "
-            f"'{transform.GetName()}'.",
+            f"'{node.GetName()}' is under the non-linear transform '{transform.GetName()}'.",
             "Harden the transform on a copy (module Transforms), and segment that.",
         )
     return matrix_of(transform.GetMatrixTransformToWorld)

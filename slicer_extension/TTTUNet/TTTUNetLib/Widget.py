@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from dataclasses import replace
 from typing import Any
 
 import ctk
@@ -17,8 +18,11 @@ from slicer.i18n import tr as _
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleWidget
 from slicer.util import VTKObservationMixin
 
-from TTTUNetLib import Parameters
+from TTTUNetLib import Forms, Parameters
+from TTTUNetLib.Batches import NodesTask
+from TTTUNetLib.BatchPanel import BatchPanel
 from TTTUNetLib.EngineClient import clean_environment
+from TTTUNetLib.FineTunePanel import FineTunePanel
 from TTTUNetLib.Installer import Installer
 from TTTUNetLib.Logic import SegmentationTask, TTTUNetLogic
 from TTTUNetLib.Volumes import RequestError
@@ -28,12 +32,17 @@ POLL = 50
 #: Polls between two looks at Python's garbage.
 _GARBAGE_EVERY = 10
 _MOST_LOG_LINES = 2000
-#: Of a model's labels; the tool tip has all.
-_MOST_NAMES = 5
 
 
 class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
-    """Input, model, Apply, progress; the engine and the log in sections of their own."""
+    """Input, model, Apply, progress; the engine and the log in sections of their own.
+
+    Attributes:
+        panel: the section "Correct and fine-tune".
+        batch: the section "Several volumes".
+        wanted: what is chosen.
+        models: of the library, with their cards.
+    """
 
     def __init__(self, parent: Any = None) -> None:
         ScriptedLoadableModuleWidget.__init__(self, parent)
@@ -42,9 +51,9 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.installer: Any = None
         self.settings: Any = None
         self.task: SegmentationTask | None = None
+        self.models: list[dict[str, Any]] = []
         self._busy = ""
-        self._models: list[dict[str, Any]] = []
-        self._wanted = Parameters.Parameters()
+        self.wanted = Parameters.Parameters()
         self._updating = False
         self._polls = 0
 
@@ -64,11 +73,14 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.deviceSelector.addItem(_("automatic"), "auto")
         self.ui.deviceSelector.addItem(_("CPU"), "cpu")
         self.ui.wheelsPath.filters = ctk.ctkPathLineEdit.Dirs
+        self.panel, self.batch = FineTunePanel(self), BatchPanel(self)
         self._connect()
         scene = slicer.mrmlScene
         self.addObserver(scene, slicer.vtkMRMLScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, slicer.vtkMRMLScene.EndCloseEvent, self.onSceneEndClose)
         self.addObserver(scene, slicer.vtkMRMLScene.NodeRemovedEvent, self.onNodeRemoved)
+        self.addObserver(scene, slicer.vtkMRMLScene.NodeAddedEvent, self.onNodeAdded)
+        self.addObserver(scene, slicer.vtkMRMLScene.EndImportEvent, self.onSceneEndImport)
         self._takeParameters()
         self.timer = qt.QTimer()
         self.timer.setInterval(POLL)
@@ -83,16 +95,37 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             selector.connect("currentNodeChanged(vtkMRMLNode*)", self.onChoice)
         for combo in (ui.modelSelector, ui.deviceSelector):
             combo.connect("currentIndexChanged(int)", self.onChoice)
-        for box in (ui.mirrorCheckBox, ui.tableCheckBox, ui.show3DCheckBox):
+        ui.roiSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.onRegion)
+        for box in self._boxes().values():
             box.connect("toggled(bool)", self.onChoice)
         ui.installButton.connect("clicked(bool)", self.onInstall)
         ui.adoptButton.connect("clicked(bool)", self.onAdopt)
         ui.removeButton.connect("clicked(bool)", self.onRemove)
 
+    def _boxes(self) -> dict[str, Any]:
+        """By the name of their parameter."""
+        ui = self.ui
+        return {
+            "mirror": ui.mirrorCheckBox,
+            "table": ui.tableCheckBox,
+            "show3D": ui.show3DCheckBox,
+            "probability": ui.probabilityCheckBox,
+            "uncertainty": ui.uncertaintyCheckBox,
+            "adaptation": ui.adaptationCheckBox,
+        }
+
+    def enter(self) -> None:
+        """The module is shown again, perhaps after corrections in Segment Editor."""
+        self.panel.onSegmentation()
+        self.batch.refresh()
+        self.onRegion()
+
     def cleanup(self) -> None:
         """End what runs; called when the module is reloaded or Slicer closes."""
         self.timer.stop()
         self.removeObservers()
+        self.panel.close()
+        self.batch.close()
         if self.task is not None:
             self.task.onFinished = None
             self.task.cancel()
@@ -112,34 +145,48 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic.mailbox.pump()
         self._polls += 1
         if self.logic.connected and self._polls % _GARBAGE_EVERY == 0:
-            _collectGarbage()
+            # Else the engine's threads destroy nodes and widgets.
+            self.logic.client.collect_garbage()
 
     # The scene
 
     def onSceneStartClose(self, caller: Any, event: Any) -> None:
         if self.task is not None:
             self.task.cancel()
+        if isinstance(self.batch.task, NodesTask):
+            self.batch.close()
 
     def onSceneEndClose(self, caller: Any, event: Any) -> None:
+        self.batch.refresh()
         self._takeParameters()
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def onNodeRemoved(self, caller: Any, event: Any, node: Any) -> None:
         if self.task is not None and node is self.task.volumeNode:
             self.task.cancel()
+        self.onNodeAdded(caller, event, node)
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def onNodeAdded(self, caller: Any, event: Any, node: Any) -> None:
+        if node.IsA("vtkMRMLVolumeNode") and not slicer.mrmlScene.IsBatchProcessing():
+            self.batch.refresh()
+            self.update()
+
+    def onSceneEndImport(self, caller: Any, event: Any) -> None:
+        self.batch.refresh()
+        self._takeParameters()
 
     def _takeParameters(self) -> None:
-        self._wanted, volume, region = Parameters.load(self.settings)
+        self.wanted, volume, region = Parameters.load(self.settings)
         self._updating = True
         ui = self.ui
         for selector, node in ((ui.inputSelector, volume), (ui.roiSelector, region)):
             if node is not None:
                 selector.setCurrentNode(node)
-        ui.mirrorCheckBox.checked = self._wanted.mirror
-        ui.tableCheckBox.checked = self._wanted.table
-        ui.show3DCheckBox.checked = self._wanted.show3D
-        _choose(ui.deviceSelector, self._wanted.device)
-        _choose(ui.modelSelector, self._wanted.model)
+        for name, box in self._boxes().items():
+            box.checked = getattr(self.wanted, name)
+        Forms.choose(ui.deviceSelector, self.wanted.device)
+        Forms.choose(ui.modelSelector, self.wanted.model)
         self._updating = False
         self.update()
 
@@ -148,34 +195,57 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self._updating:
             return
         ui = self.ui
-        self._wanted = Parameters.Parameters(
-            model=_chosen(ui.modelSelector) or self._wanted.model,
-            device=_chosen(ui.deviceSelector) or "auto",
-            mirror=ui.mirrorCheckBox.checked,
-            table=ui.tableCheckBox.checked,
-            show3D=ui.show3DCheckBox.checked,
+        self.wanted = Parameters.Parameters(
+            model=Forms.chosen(ui.modelSelector) or self.wanted.model,
+            device=Forms.chosen(ui.deviceSelector) or "auto",
+            **{name: box.checked for name, box in self._boxes().items()},
         )
         volume, region = ui.inputSelector.currentNode(), ui.roiSelector.currentNode()
-        Parameters.save(self._wanted, volume, region, self.settings)
+        Parameters.save(self.wanted, volume, region, self.settings)
         self.update()
 
+    def onRegion(self, *_args: Any) -> None:
+        """Another region was chosen, or its segments may have changed."""
+        selector, region = self.ui.regionSegmentSelector, self.ui.roiSelector.currentNode()
+        before = Forms.chosen(selector)
+        selector.clear()
+        if region is not None and region.IsA("vtkMRMLSegmentationNode"):
+            selector.addItem(_("all segments"), "")
+            for name in Forms.segmentNames(region):
+                selector.addItem(name, name)
+            Forms.choose(selector, before)
+        self.update()
+
+    @property
+    def idle(self) -> bool:
+        """There is an engine; it is not being changed, and Apply does not run."""
+        return self.logic.connected and bool(self.models) and not self._busy and self.task is None
+
+    def busyElsewhere(self, panel: Any = None) -> bool:
+        """Another section than this one runs something."""
+        others = (other for other in (self.panel, self.batch) if other is not panel)
+        return any(other.running for other in others)
+
     def update(self) -> None:
-        """Enable what can be used now, and say why the rest cannot."""
+        """Enable what can be used now."""
         ui, running = self.ui, self.task is not None
-        ready = self.logic.connected and bool(self._models) and not self._busy
+        ready = self.idle and not self.busyElsewhere()
         ui.applyButton.text = _("Cancel") if running else _("Apply")
         ui.applyButton.enabled = running or (ready and ui.inputSelector.currentNode() is not None)
         ui.progressBar.visible = running or bool(self._busy)
         choices = (ui.inputSelector, ui.roiSelector, ui.modelSelector, ui.deviceSelector)
-        for control in (*choices, ui.mirrorCheckBox):
+        for control in (*choices, *self._boxes().values()):
             control.enabled = not running
-        idle = not running and not self._busy
+        ui.regionSegmentSelector.enabled = not running and ui.regionSegmentSelector.count > 0
+        idle = not (running or self._busy or self.panel.busy or self.batch.running)
         ui.installButton.text = _("Cancel") if self._busy == "install" else _("Install")
         ui.installButton.enabled = idle or self._busy == "install"
         ui.adoptButton.enabled = ui.removeButton.enabled = idle
-        card = next((m for m in self._models if m["name"] == _chosen(ui.modelSelector)), None)
-        ui.modelCard.text = "" if card is None else _cardLine(card)
-        ui.modelCard.toolTip = "" if card is None else _cardText(card)
+        card = Forms.modelOf(self.models, Forms.chosen(ui.modelSelector))
+        ui.modelCard.text = "" if card is None else Forms.cardLine(card)
+        ui.modelCard.toolTip = "" if card is None else Forms.cardText(card)
+        self.panel.update()
+        self.batch.update()
 
     # Segmenting
 
@@ -184,7 +254,7 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.task is not None:
             self.task.cancel()
             return
-        ui, wanted = self.ui, self._wanted
+        ui, wanted = self.ui, self.wanted
         self.say(_("Starting"))
         ui.progressBar.value = 0
         try:
@@ -195,6 +265,8 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 mirror=wanted.mirror,
                 table=wanted.table,
                 roiNode=ui.roiSelector.currentNode(),
+                roiSegment=Forms.chosen(ui.regionSegmentSelector),
+                maps=wanted.maps,
                 onProgress=self.onProgress,
                 onLog=self.log,
                 onFinished=self.onFinished,
@@ -204,16 +276,15 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.update()
 
     def onProgress(self, fraction: float, stage: str, eta: float | None) -> None:
-        left = "" if not eta else ", " + _("{0:.0f} s left").format(eta)
         self.ui.progressBar.value = round(100 * fraction)
-        self.say(f"{stage} {fraction:.0%}{left}", log=False)
+        self.say(Forms.progressText(fraction, stage, eta), log=False)
 
     def onFinished(self, task: SegmentationTask) -> None:
         self.task = None
         if task.state == "done":
             made = task.sequenceNode or task.segmentationNode
             self.say(_("{0} segments in '{1}'").format(len(task.voxels), made.GetName()))
-            if self._wanted.show3D and task.segmentationNode is not None:
+            if self.wanted.show3D and task.segmentationNode is not None:
                 task.segmentationNode.CreateClosedSurfaceRepresentation()
         elif task.state == "failed":
             self.say(task.error)
@@ -246,6 +317,7 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.say(_("The engine is not ready: see Engine."))
             return
         self.ui.environmentLabel.text = str(found)
+        self.panel.close()
         try:
             self.logic.connect(found)
         except RequestError as error:
@@ -255,28 +327,39 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic.models(self._onModels)
 
     def _onModels(self, models: list[dict[str, Any]]) -> None:
-        self._models = [model for model in models if model["error"] is None]
+        self.models = [model for model in models if model["error"] is None]
         self._updating = True
         self.ui.modelSelector.clear()
-        for model in self._models:
+        for model in self.models:
             self.ui.modelSelector.addItem(f"{model['name']}: {model['title']}", model["name"])
-        _choose(self.ui.modelSelector, self._wanted.model)
+        Forms.choose(self.ui.modelSelector, self.wanted.model)
         for device in self.logic.client.engine.about.get("devices", []):
             if device != "cpu" and self.ui.deviceSelector.findData(device) < 0:
                 self.ui.deviceSelector.addItem(device, device)
-        _choose(self.ui.deviceSelector, self._wanted.device)
+        Forms.choose(self.ui.deviceSelector, self.wanted.device)
         self._updating = False
+        self.panel.showModels()
         self.say(_("Ready") if models else _("The engine cannot be started: see Log."))
         if not models:
             self.log("\n".join(self.logic.client.engine.worker_output))
         self.update()
+
+    def chooseModel(self, name: str) -> None:
+        """Read the library again, and choose this model."""
+
+        def show(models: list[dict[str, Any]]) -> None:
+            self.wanted = replace(self.wanted, model=name)
+            self._onModels(models)
+            self.onChoice()
+
+        self.logic.models(show, refresh=True)
 
     def onInstall(self, *_args: Any) -> None:
         """Make the environment after the user agreed, or cancel that."""
         if self._busy == "install":
             self.installer.cancel()
             return
-        compute, wheels = _chosen(self.ui.computeSelector), self.ui.wheelsPath.currentPath
+        compute, wheels = Forms.chosen(self.ui.computeSelector), self.ui.wheelsPath.currentPath
         self._work("plan", lambda: self.installer.plan(compute, wheels or None), self._onPlan)
 
     def _onPlan(self, plan: Any) -> None:
@@ -285,19 +368,25 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             return
         if not slicer.util.confirmOkCancelDisplay(plan.summary):
             return
-        mailbox, logic = self.logic.mailbox, self.logic
+        mailbox = self.logic.mailbox
 
         def tell(stage: str, fraction: float, line: str) -> None:
             mailbox.put(lambda: self._onInstalling(stage, fraction, line))
 
-        logic.close()
-        self._models = []
+        self._disconnect()
         self._work("install", lambda: self.installer.install(plan, tell), self._onEnvironment)
 
     def _onInstalling(self, stage: str, fraction: float, line: str) -> None:
         self.ui.progressBar.value = round(100 * fraction)
         self.say(stage, log=False)
         self.log(line)
+
+    def _disconnect(self) -> None:
+        """The engine's files are about to change."""
+        self.panel.close()
+        self.batch.close()
+        self.logic.close()
+        self.models = []
 
     def onAdopt(self, *_args: Any) -> None:
         """Use an interpreter that has napari-tttunet."""
@@ -309,8 +398,7 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         question = _("Delete the engine's environment in '{0}'?").format(self.installer.folder)
         if not slicer.util.confirmOkCancelDisplay(question):
             return
-        self.logic.close()
-        self._models = []
+        self._disconnect()
         self.ui.modelSelector.clear()
 
         def remove() -> Any:
@@ -331,45 +419,3 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Add lines to the section Log."""
         if text.strip():
             self.ui.logText.appendPlainText(text)
-
-
-def _chosen(combo: Any) -> str:
-    return str(combo.itemData(combo.currentIndex) or "")
-
-
-def _choose(combo: Any, value: str) -> None:
-    index = combo.findData(value)
-    if index >= 0:
-        combo.currentIndex = index
-
-
-def _cardLine(model: dict[str, Any]) -> str:
-    names = [label["name"] for label in model["labels"]]
-    more = len(names) - _MOST_NAMES
-    shown = ", ".join(names[:_MOST_NAMES]) + (_(" and {0} more").format(more) if more > 0 else "")
-    return f"{model['dim']}D: {shown}. " + _("Licence: {0}.").format(model["card"]["licence"])
-
-
-def _cardText(model: dict[str, Any]) -> str:
-    names = ", ".join(label["name"] for label in model["labels"])
-    card = model["card"]
-    return "\n\n".join(
-        part for part in (card["title"], names, card["description"], card["limitations"]) if part
-    )
-
-
-def _collectGarbage() -> None:
-    """Collect reference cycles in the main thread only.
-
-    The engine's threads would else destroy nodes and widgets that Slicer must destroy itself.
-    """
-    gc.disable()
-    due = [
-        generation
-        for generation, (count, limit) in enumerate(
-            zip(gc.get_count(), gc.get_threshold(), strict=True)
-        )
-        if limit and count > limit
-    ]
-    if due:
-        gc.collect(due[-1])

@@ -1,0 +1,42 @@
+"""What the application sets up and the package `slicer-core` does not: scene, logics, cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import slicer
+
+
+def set_up(cache_folder: Path) -> Any:
+    """Make `slicer.mrmlScene` and the logics in `slicer.modules`; returns the application's logic.
+
+    Args:
+        cache_folder: for files that a scene unpacks.
+    """
+    scene = slicer.mrmlScene = slicer.vtkMRMLScene()
+    logic = slicer.vtkSlicerApplicationLogic()
+    logic.SetMRMLScene(scene)
+    logic.GetColorLogic().SetMRMLScene(scene)
+    logic.GetColorLogic().AddDefaultColorNodes()
+
+    cache, files = slicer.vtkCacheManager(), slicer.vtkDataIOManager()
+    cache.SetRemoteCacheDirectory(str(cache_folder))
+    files.SetCacheManager(cache)
+    scene.SetCacheManager(cache)
+    scene.SetDataIOManager(files)
+
+    def register(module: Any, name: str) -> SimpleNamespace:
+        module.SetMRMLScene(scene)
+        module.SetMRMLApplicationLogic(logic)
+        logic.SetModuleLogic(name, module)
+        return SimpleNamespace(logic=lambda: module)
+
+    slicer.modules = SimpleNamespace(
+        plots=register(slicer.vtkSlicerPlotsLogic(), "Plots"),
+        segmentations=register(slicer.vtkSlicerSegmentationsModuleLogic(), "Segmentations"),
+        sequences=register(slicer.vtkSlicerSequencesLogic(), "Sequences"),
+        volumes=register(slicer.vtkSlicerVolumesLogic(), "Volumes"),
+    )
+    return logic

@@ -1,0 +1,341 @@
+"""Correct and fine-tune in the window: every control, with real projects and a real worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+slicer = pytest.importorskip("slicer", reason="slicer-core is not installed: make test-slicer")
+pytest.importorskip("PySide6.QtUiTools", reason="PySide6 is not installed: make test-slicer")
+
+from PySide6 import QtCore  # noqa: E402
+
+from slicer_nodes import add_volume, labels_of, noise  # noqa: E402
+from slicer_window import Window, choose  # noqa: E402
+from TTTUNetLib import Results  # noqa: E402
+
+CHECKED = QtCore.Qt.CheckState.Checked
+
+
+def bright_cube(seed: int) -> np.ndarray:
+    array = noise((20, 36, 36), seed) // 4
+    array[6:14, 10:26, 10:26] += 400
+    return array
+
+
+def add_corrected(seed: int, names: tuple[str, ...] = ("liver",)) -> tuple[Any, Any]:
+    """A volume and a segmentation of it that is right."""
+    volume = add_volume(bright_cube(seed), "oblique", f"CT{seed}")
+    classes = [{"value": value, "name": name} for value, name in enumerate(names, 1)]
+    labels = (slicer.util.arrayFromVolume(volume) > 200).astype(np.uint8)
+    wanted = Results.segment_labels(range(1, len(names) + 1), classes, "semantic")
+    return volume, Results.create_segmentation(volume, labels, wanted, f"CT{seed} corrected")
+
+
+def everything() -> Any:
+    region = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "everything")
+    region.SetSize(500, 500, 500)
+    return region
+
+
+def open_project(window: Window, folder: Path) -> None:
+    window.until(lambda: window.ui.modelSelector.count > 0)
+    choose(window.ui.modelSelector, "organs")
+    window.ui.projectPath.currentPath = str(folder)
+    window.click(window.ui.projectButton)
+    window.until(lambda: window.ui.projectLabel.text != "")
+
+
+def save(window: Window, segmentation: Any) -> None:
+    window.ui.segmentationSelector.setCurrentNode(segmentation)
+    window.click(window.ui.saveButton)
+    window.until(lambda: not window.widget.panel.busy)
+
+
+def prepare(window: Window, folder: Path) -> list[Any]:
+    """An open project with three volumes that are right everywhere."""
+    pairs = [add_corrected(seed) for seed in range(3)]
+    window.ui.segmentationSelector.setCurrentNode(pairs[0][1])
+    open_project(window, folder)
+    window.ui.completeSelector.setCurrentNode(everything())
+    for _, segmentation in pairs:
+        save(window, segmentation)
+    assert window.ui.imageSelector.count == 3
+    choose(window.ui.startSelector, "organs")
+    return [volume for volume, _ in pairs]
+
+
+def begin(window: Window, points: int = 1) -> Any:
+    """A training with some points of its curve."""
+    window.click(window.ui.finetuneButton)
+    task = window.widget.panel.task
+    assert task is not None
+    table = task.tableNode
+    window.until(lambda: table.GetNumberOfRows() >= points or task.finished)
+    assert task.state == "running", task.error
+    return task
+
+
+def told(window: Window) -> str:
+    return str(window.ui.finetuneLabel.text)
+
+
+@pytest.mark.slow
+def test_corrections_are_learnt_stopped_kept_and_reverted(window: Window, tmp_path: Path):
+    ui, panel = window.ui, window.widget.panel
+    assert not ui.finetuneButton.enabled
+    assert not ui.saveButton.enabled
+    ui.curveCheckBox.click()
+    volumes = prepare(window, tmp_path / "livers")
+    assert "liver. Images: 3. Voxels that are right: 77,760." in ui.projectLabel.text
+
+    task = begin(window)
+    assert ui.finetuneButton.text == "Cancel"
+    assert not ui.applyButton.enabled, "one thing at a time"
+    assert not ui.installButton.enabled
+    assert not ui.saveButton.enabled
+    assert ui.finetuneProgress.visible
+    assert task.chartNode.GetNumberOfPlotSeriesNodes() == 2
+    window.click(ui.stopButton)
+    assert not ui.stopButton.enabled
+    window.until(lambda: not panel.running)
+    assert told(window) == "Done: keep the new model, or revert."
+    assert "Dice on held-out corrections: " in ui.scoresLabel.text
+    assert ui.finetuneButton.text == "Fine-tune"
+    assert task.tableNode.GetTable().GetColumnByName("Loss").GetValue(0) > 0
+
+    before = panel.project.model
+    window.click(ui.keepButton)
+    window.until(lambda: ui.modelSelector.findData("organs-v2") >= 0)
+    window.until(lambda: not panel.busy)
+    assert not ui.keepButton.enabled
+    assert ui.modelSelector.itemData(ui.modelSelector.currentIndex) == "organs-v2"
+    assert panel.project.model == "models/organs-v2"
+    assert ui.startSelector.currentText == "organs-v2 (of this project)"
+    window.ready(volumes[0])
+    window.click(ui.applyButton)
+    assert not ui.finetuneButton.enabled, "one thing at a time"
+    window.until(lambda: not window.running)
+    assert "segments in" in window.status
+
+    window.click(ui.revertButton)
+    window.until(lambda: not panel.busy)
+    assert panel.project.model == before
+    assert ui.modelSelector.itemData(ui.modelSelector.currentIndex) == "organs"
+    assert ui.scoresLabel.text == ""
+    assert not ui.revertButton.enabled
+
+
+@pytest.mark.slow
+def test_reverting_at_once_deletes_the_run(window: Window, tmp_path: Path):
+    prepare(window, tmp_path / "livers")
+    task = begin(window)
+    window.click(window.ui.stopButton)
+    window.until(lambda: not window.widget.panel.running)
+    assert (task.folder / "training" / "model" / "model.json").is_file()
+    window.click(window.ui.revertButton)
+    window.until(lambda: not window.widget.panel.busy)
+    assert not task.folder.exists()
+    assert window.widget.panel.project.versions == []
+    events = [one["event"] for one in window.widget.panel.project.history()]
+    told_of = [event for event in events if event.startswith("fine-tuning")]
+    assert told_of == ["fine-tuning finished", "fine-tuning reverted"]
+
+
+def test_cancel_is_at_once_leaves_nothing_and_the_next_one_works(window: Window, tmp_path: Path):
+    prepare(window, tmp_path / "livers")
+    task = begin(window)
+    window.click(window.ui.finetuneButton)
+    assert not window.widget.panel.running
+    assert told(window) == "Cancelled; the model is as it was."
+    assert not window.ui.keepButton.enabled
+    window.until(lambda: not task.folder.exists())
+    assert begin(window).tableNode is not task.tableNode
+    window.click(window.ui.finetuneButton)
+
+
+@pytest.mark.slow
+def test_killed_worker_is_told_and_the_next_one_works(window: Window, tmp_path: Path):
+    prepare(window, tmp_path / "livers")
+    begin(window)
+    os.kill(window.widget.logic.client.engine.worker_pid, signal.SIGKILL)
+    window.until(lambda: not window.widget.panel.running)
+    assert "killed" in told(window)
+    begin(window)
+    window.click(window.ui.finetuneButton)
+
+
+@pytest.mark.slow
+def test_scene_that_closes_in_the_middle_does_not_end_the_training(window: Window, tmp_path: Path):
+    prepare(window, tmp_path / "livers")
+    task = begin(window)
+    slicer.mrmlScene.Clear(0)
+    assert window.widget.panel.running
+    assert window.ui.segmentationSelector.currentNode() is None
+    window.ui.curveCheckBox.click()  # there is no chart any more
+    window.ui.curveCheckBox.click()
+    window.click(window.ui.stopButton)
+    window.until(lambda: not window.widget.panel.running)
+    assert task.state == "done"
+    assert window.ui.keepButton.enabled
+
+    window.click(window.ui.projectButton)  # close it without deciding, and open it again
+    assert not window.ui.keepButton.enabled
+    window.click(window.ui.projectButton)
+    window.until(lambda: window.ui.keepButton.enabled)
+    assert "not decided yet" in told(window)
+    assert "held-out corrections" in window.ui.scoresLabel.text
+    window.click(window.ui.keepButton)
+    window.until(lambda: not window.widget.panel.busy)
+    assert window.widget.panel.project.model.startswith("models/organs-v")
+
+
+@pytest.mark.slow
+def test_curve_is_shown_in_the_layout_if_wanted(
+    window: Window, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shown: list[Any] = []
+    plots = SimpleNamespace(logic=lambda: SimpleNamespace(ShowChartInLayout=shown.append))
+    monkeypatch.setattr(slicer.modules, "plots", plots)
+    prepare(window, tmp_path / "livers")
+    task = begin(window)
+    assert shown == [task.chartNode]
+    window.ui.curveCheckBox.click()
+    assert len(shown) == 1
+    window.ui.curveCheckBox.click()
+    assert len(shown) == 2
+    window.click(window.ui.finetuneButton)
+
+
+@pytest.mark.slow
+def test_closing_the_window_in_the_middle_ends_the_training(scene: Any, library: Path, tmp_path):
+    window = Window()
+    prepare(window, tmp_path / "livers")
+    task = begin(window)
+    engine, project = window.widget.logic.client.engine, window.widget.panel.project
+    window.widget.cleanup()
+    assert task.state == "cancelled"
+    assert project.read_only, "another program can open it"
+    window.until(lambda: engine.worker_pid is None)
+
+
+def test_checked_segments_are_vouched_for_and_follow_segment_editor(
+    window: Window, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ui = window.ui
+    _, segmentation = add_corrected(0, ("liver", "spleen"))
+    ui.segmentationSelector.setCurrentNode(segmentation)
+    assert [ui.checkedList.item(row).text() for row in range(2)] == ["liver", "spleen"]
+    ui.checkedList.item(0).setCheckState(CHECKED)
+    open_project(window, tmp_path / "organs")
+    assert window.widget.panel.project.classes == {1: "liver", 2: "spleen"}
+
+    editor: dict[str, Any] = {}
+    widget = SimpleNamespace(
+        setSegmentationNode=lambda node: editor.update(segmentation=node),
+        setSourceVolumeNode=lambda node: editor.update(volume=node),
+    )
+    module = SimpleNamespace(
+        widgetRepresentation=lambda: SimpleNamespace(self=lambda: SimpleNamespace(editor=widget))
+    )
+    monkeypatch.setattr(slicer.modules, "segmenteditor", module, raising=False)
+    monkeypatch.setattr(slicer.util, "selectModule", lambda name: editor.update(module=name))
+    window.click(ui.editButton)
+    volume = slicer.util.getNode("CT0")
+    assert editor == {"module": "SegmentEditor", "segmentation": segmentation, "volume": volume}
+    segmentation.GetSegmentation().RemoveSegment("Segment_2")
+    window.widget.enter()
+    assert ui.checkedList.count == 1
+    assert ui.checkedList.item(0).checkState() == CHECKED
+
+    save(window, segmentation)
+    assert told(window) == "The corrections of 'CT0' are saved."
+    project = window.widget.panel.project
+    (reference,) = project.images
+    labels, vouched = project.corrections(reference).read(reference.bounds)
+    expected = bright_cube(0) > 200
+    np.testing.assert_array_equal(labels, expected)
+    assert vouched[expected].all()
+    assert 0 < vouched[~expected].sum() < (~expected).sum(), "a rim, and no more"
+
+    window.click(ui.projectButton)
+    assert window.widget.panel.project is None
+    assert not ui.saveButton.enabled
+    assert ui.imageSelector.count == 0
+
+
+@pytest.mark.slow
+def test_what_cannot_be_saved_or_opened_is_said(window: Window, tmp_path: Path):
+    ui = window.ui
+    window.until(lambda: ui.projectButton.enabled)
+    window.click(ui.projectButton)
+    assert told(window) == "Choose a folder for the project."
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "something").write_text("")
+    ui.projectPath.currentPath = str(tmp_path / "full")
+    window.click(ui.projectButton)
+    window.until(lambda: "is not empty" in told(window))
+    _, segmentation = add_corrected(0)
+    ui.segmentationSelector.setCurrentNode(segmentation)
+    open_project(window, tmp_path / "livers")
+    save(window, segmentation)
+    assert "Nothing is said to be right" in told(window)
+    _, other = add_corrected(1, ("heart",))
+    ui.completeSelector.setCurrentNode(everything())
+    save(window, other)
+    assert "no class of the project" in told(window)
+    assert not ui.finetuneButton.enabled, "there is nothing to learn yet"
+    second = Window()
+    second.until(lambda: second.ui.projectButton.enabled)
+    assert second.ui.projectPath.currentPath == str(tmp_path / "livers"), "remembered"
+    second.click(second.ui.projectButton)
+    second.until(lambda: "open" in told(second))
+    assert second.widget.panel.project is None
+    second.widget.cleanup()
+
+
+@pytest.mark.slow
+def test_what_was_said_to_be_right_stays_until_it_is_said_again(window: Window, tmp_path: Path):
+    _, segmentation = add_corrected(0)
+    window.ui.segmentationSelector.setCurrentNode(segmentation)
+    open_project(window, tmp_path / "livers")
+    box = everything()
+    window.ui.completeSelector.setCurrentNode(box)
+    save(window, segmentation)
+    project = window.widget.panel.project
+    (reference,) = project.images
+    right, _ = project.corrections(reference).read(reference.bounds)
+
+    volume = slicer.util.getNode("CT0")
+    wrong = np.zeros((20, 36, 36), np.uint8)
+    wrong[:3, :8, :8] = 1
+    wanted = Results.segment_labels([1], [{"value": 1, "name": "liver"}], "semantic")
+    guessed = Results.create_segmentation(volume, wrong, wanted, "a model's")
+    window.ui.completeSelector.setCurrentNode(None)
+    window.ui.segmentationSelector.setCurrentNode(guessed)
+    window.ui.checkedList.item(0).setCheckState(CHECKED)
+    save(window, guessed)
+    labels, vouched = project.corrections(reference).read(reference.bounds)
+    assert vouched.all()
+    assert labels[:3, :8, :8].all(), "checked now"
+    away = np.s_[6:, 12:, 12:]
+    np.testing.assert_array_equal(labels[away], right[away])
+
+
+@pytest.mark.slow
+def test_image_of_a_project_is_loaded_with_its_corrections(window: Window, tmp_path: Path):
+    ui = window.ui
+    prepare(window, tmp_path / "livers")
+    slicer.mrmlScene.Clear(0)
+    ui.imageSelector.currentIndex = 1
+    window.click(ui.loadButton)
+    volume, segmentation = ui.inputSelector.currentNode(), ui.segmentationSelector.currentNode()
+    assert volume.GetName() == "CT1"
+    np.testing.assert_array_equal(slicer.util.arrayFromVolume(volume), bright_cube(1))
+    np.testing.assert_array_equal(labels_of(segmentation, volume), bright_cube(1) > 200)
