@@ -16,12 +16,7 @@ from napari_tttunet.geometry import Bounds, full_bounds, scale_bounds
 from napari_tttunet.layers import LabelGrid, image_fields, label_grid, layer_array, levels
 from napari_tttunet.map_images import MapImages, show_map_images
 from napari_tttunet.regions import displayed_axes, plane_bounds, shape_bounds, view_bounds
-from napari_tttunet.result_layers import (
-    Composed,
-    PreviewLayer,
-    ResultLayers,
-    compose,
-)
+from napari_tttunet.result_layers import Composed, PreviewLayer, ResultLayers, compose
 from napari_tttunet.session import session
 from napari_tttunet.warm_up import warm_up
 from tttunet.engine import messages
@@ -219,12 +214,14 @@ class SegmentRun(QObject):
 
     Attributes:
         progressed: stage, fraction, seconds left or None.
+        noted: a warning of the engine, for example that it goes on with smaller tiles.
         finished: a `Finished`.
         failed: message, hint, details.
         cancelled: the user stopped it; no layer was changed.
     """
 
     progressed = Signal(str, float, object)
+    noted = Signal(str)
     finished = Signal(object)
     failed = Signal(str, str, str)
     cancelled = Signal()
@@ -391,6 +388,8 @@ class SegmentRun(QObject):
         elif isinstance(event, messages.Started):
             stage = "starting the engine" if event.cold else "reading the image"
             self.progressed.emit(stage, 0.0, None)
+        elif isinstance(event, messages.Log):
+            self.noted.emit(event.message)
         elif isinstance(event, messages.Queued) and event.ahead:
             self.progressed.emit("waiting for another job", 0.0, None)
 

@@ -156,10 +156,12 @@ def test_one_broken_file_does_not_stop_the_rest(viewer: Any, dock: Any, qtbot: A
     qtbot.wait(500)
     assert len(viewer.layers) == 2
 
-    # The layers have files: they can be added again.
+    # The layers have files: they can be added again. One that has none is named.
+    viewer.add_image(np.zeros((8, 8)), name="made by hand")
     dock.clear()
     click(qtbot, dock, "batch_add_open")
     qtbot.waitUntil(lambda: list(states(dock)) == ["fluorescence"], timeout=PATIENCE)
+    assert "lack of a file: 'made by hand'. Save it" in dock.message.text
 
     # A second start skips what is there.
     add(qtbot, dock, plate, 4)
