@@ -414,7 +414,7 @@ class SegmentRun(QObject):
             composed = compose(labels, part.grid, part.whole, choices.instances, old)
             images = MapImages(part.grid)
             if maps is not None:
-                images.add_maps(maps, choices.instances, choices.probabilities, choices.uncertainty)
+                images.add_maps(maps, choices.model, choices.probabilities, choices.uncertainty)
             if losses is not None:
                 images.add_losses(losses, choices.adapted)
             return token, part, result, composed, images
