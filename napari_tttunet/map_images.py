@@ -52,12 +52,10 @@ class MapImages:
             self.images["probability"] = self.grid.arrange(1.0 - classes[0])
             names = [] if instances else [one["name"] for one in model.get("labels") or []]
             if len(names) > 1:
-                named = {
-                    f"probability of {name}": one
-                    for name, one in zip(names, classes[1:], strict=True)
-                }
-                self.images |= {kind: self.grid.arrange(one) for kind, one in named.items()}
-                self.hidden.update(named)
+                for name, one in zip(names, classes[1:], strict=True):
+                    kind = f"probability of {name}"
+                    self.images[kind] = self.grid.arrange(one)
+                    self.hidden.add(kind)
         if uncertainty:
             entropy = np.zeros(classes.shape[1:], np.float32)
             for one in classes:
