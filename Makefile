@@ -27,7 +27,7 @@ demo: setup ## segment the sample images with the shipped model, one of them in 
 
 # Tests of one file share a worker process, so they stay together.
 test: setup ## run the fast tests
-	$(RUN) pytest -n $(JOBS) --maxprocesses 4 --dist loadfile
+	$(RUN) pytest -n $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup ## run the slow tests
 	$(RUN) pytest -m slow
