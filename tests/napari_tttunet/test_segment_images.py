@@ -233,7 +233,7 @@ def test_lack_of_memory_is_told_and_got_over(viewer: Any, dock: Dock) -> None:
     used = next(int(line.split()[1]) for line in lines if line.startswith("VmSize:")) * 1024
     _, hard = resource.prlimit(worker, resource.RLIMIT_AS)
     try:
-        resource.prlimit(worker, resource.RLIMIT_AS, (used + 200 * 2**20, hard))
+        resource.prlimit(worker, resource.RLIMIT_AS, (used + 400 * 2**20, hard))
         labels = dock.segment()
     finally:
         resource.prlimit(worker, resource.RLIMIT_AS, (hard, hard))
