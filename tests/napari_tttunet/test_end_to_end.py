@@ -23,7 +23,7 @@ from tttunet.imaging import load_labels
 
 SAMPLES = Path(__file__).resolve().parents[2] / "resources" / "samples"
 PLUGIN, SAMPLE = "napari-tttunet", "fluorescence_crowded"
-PATIENCE = 60_000
+PATIENCE = 240_000
 
 pytestmark = pytest.mark.usefixtures("one_engine", "own_settings")
 

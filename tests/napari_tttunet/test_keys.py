@@ -146,7 +146,7 @@ def test_keys_pressed_in_the_window(viewer: Any, qtbot: Any) -> None:
         qtbot.keyClick(canvas, key, modifier)
 
     press(Qt.Key.Key_N)
-    qtbot.waitUntil(lambda: labels.selected_label == 3, timeout=10_000)
+    qtbot.waitUntil(lambda: labels.selected_label == 3, timeout=30_000)
     camera = getattr(viewer, "scene", viewer).camera
     assert tuple(camera.center)[1:] == (49.0, 49.0)
     assert "1 of 3" in dock.view.result.text()

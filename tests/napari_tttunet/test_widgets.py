@@ -34,7 +34,7 @@ def test_a_message_below_the_edge_is_scrolled_into_view(qtbot: Any) -> None:
     dock.show()
     message.tell_error(ImageError("It is empty.", "Choose another, or use --overwrite."))
     assert message.text == "It is empty. Choose another name, or allow to replace it."
-    qtbot.waitUntil(lambda: not message.visibleRegion().isEmpty(), timeout=5_000)
+    qtbot.waitUntil(lambda: not message.visibleRegion().isEmpty(), timeout=30_000)
     message.clear()
     assert (message.text, message.isHidden()) == ("", True)
 
