@@ -123,21 +123,24 @@ class BatchDock(DropMixin, QWidget):
         self.refresh()
 
     def add_open_images(self) -> None:
-        """Add the files of the viewer's image layers."""
-        found = []
+        """Add the files of the viewer's image layers, and name the layers that have none."""
+        found, without = [], []
         for layer in self.viewer.layers:
-            own = layer.metadata.get("tttunet") if hasattr(layer, "metadata") else None
-            path = layer.source.path or (own or {}).get("path")
-            if hasattr(layer, "rgb") and path and Path(path).exists():
+            own = layer.metadata.get("tttunet") or {}
+            if not hasattr(layer, "rgb") or "shows" in own:  # maps that we made are no images
+                continue
+            path = layer.source.path or own.get("path")
+            if path and Path(path).exists():
                 found.append(str(path))
-        if found:
-            self.add_inputs(list(dict.fromkeys(found)))
-        else:
-            self.message.tell(
-                "error",
-                "No image layer was opened from a file.",
-                "Save the image first, or add its file.",
-            )
+            else:
+                without.append(f"'{layer.name}'")
+        self.add_inputs(list(dict.fromkeys(found)))
+        hint = "Save it first, or add its file."
+        if not found:
+            self.message.tell("error", "No image layer was opened from a file.", hint)
+        elif without:
+            names = ", ".join(without)
+            self.message.tell("warning", f"Left out, for lack of a file: {names}.", hint)
 
     def remove_rows(self, numbers: list[int]) -> None:
         """Leave files out; folders become the list of their other files."""
@@ -157,6 +160,7 @@ class BatchDock(DropMixin, QWidget):
         """Look the files up again, in the background."""
         if self._run.busy:
             return
+        self.message.clear()
         self._shown += 1
         fields, inputs = self.form.fields(), list(self._inputs)
 
@@ -181,7 +185,6 @@ class BatchDock(DropMixin, QWidget):
             self.form.output.setText(output)
         self.form.base = str(Path(output).parent) if output else ""
         self.form.show_folder()
-        self.message.clear()
         self._update()
 
     def _background_failed(self, error: Exception) -> None:

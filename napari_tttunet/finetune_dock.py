@@ -23,12 +23,12 @@ from napari_tttunet.finetune_images import task_of
 from napari_tttunet.finetune_models import (
     can_resume,
     discard,
+    last_options,
     model_folder,
-    remember_run,
+    new_run,
     remembered_run,
     run_folder,
     startable,
-    version_name,
 )
 from napari_tttunet.finetune_project import ProjectWork
 from napari_tttunet.finetune_run import FinetuneRun, View
@@ -130,6 +130,7 @@ class FinetuneDock(QWidget):
             failed.connect(view.message.tell_error)
         for said in (correct.said, correct.unchecked.said, decision.said):
             said.connect(self._say)
+        run.noted.connect(lambda text: view.message.add("warning", text))
         for changed in (work.changed, view.expert.changed, view.model.activated):
             changed.connect(lambda *_: self._show_timer.start())
         self.time.told.connect(view.show_time)
@@ -269,6 +270,7 @@ class FinetuneDock(QWidget):
         project = self.work.project
         assert project is not None
         self._show_models()
+        self.view.expert.show_options(last_options(project))
         self.decision.forget()
         self.view.curve.hide()
         if project.problems:
@@ -341,10 +343,7 @@ class FinetuneDock(QWidget):
             old = remembered_run(project)
             if old is not None:
                 discard(project, old, "fine-tuning left undecided")
-            run = {"folder": project.new_run().name, "model": reference,
-                   "options": {**options, "name": version_name(project, reference)}}  # fmt: skip
-            remember_run(project, run)
-            return found, run
+            return found, new_run(project, reference, options)
 
         self._prepare()
         self.work.flush(self._begin, prepare, self._not_begun)

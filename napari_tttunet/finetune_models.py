@@ -13,8 +13,9 @@ from typing import Any
 from tttunet.projects import Project, Version
 from tttunet.projects.versions import next_name, split_name
 
-#: Where the project's settings remember the run that is not decided yet.
-RUN = "run"
+#: Where the project's settings remember the run that is not decided yet, and what the last one
+#: was told beside the labels.
+RUN, OPTIONS = "run", "finetune_options"
 #: Names in the folder of a run.
 TRAINING, CHECKPOINT = "training", "checkpoint.pt"
 
@@ -78,6 +79,30 @@ def library_name(version: Version, project: Project, taken: set[str]) -> str:
 def run_folder(project: Project, run: dict[str, Any]) -> Path:
     """The folder of a run, which lies in the project."""
     return project.folder / "runs" / Path(str(run["folder"])).name
+
+
+def new_run(project: Project, reference: str, options: dict[str, Any]) -> dict[str, Any]:
+    """A run to begin, remembered by the project with its options; not for the window's thread.
+
+    Args:
+        reference: of the model to start from, as in `startable`.
+        options: arguments of `tttunet.finetune`.
+    """
+    name = version_name(project, reference)
+    run = {
+        "folder": project.new_run().name,
+        "model": reference,
+        "options": {**options, "name": name},
+    }
+    project.update(settings={**project.settings, OPTIONS: options})
+    remember_run(project, run)
+    return run
+
+
+def last_options(project: Project) -> dict[str, Any]:
+    """The options of the last run in this project; empty if there was none."""
+    options = project.settings.get(OPTIONS)
+    return options if isinstance(options, dict) else {}
 
 
 def remember_run(project: Project, run: dict[str, Any]) -> None:

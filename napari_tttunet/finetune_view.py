@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,24 @@ class Expert(QWidget):
         if self.steps.value() > 0:
             options["steps"] = self.steps.value()
         return options
+
+    def show_options(self, options: Mapping[str, Any]) -> None:
+        """Show what `options` returned; without any, what is shown stays."""
+        if not options:
+            return
+        choose(self.parts, options.get("parts", "auto"))
+        self.replay.setChecked(bool(options.get("replay", True)))
+        rate = _number(options, "learning_rate")
+        self.rate.setText(self.rate.locale().toString(rate, "g", 6) if rate > 0 else "")
+        self.minutes.setValue(_number(options, "max_minutes"))
+        self.steps.setValue(int(_number(options, "steps")))
+        self.seed.setValue(int(_number(options, "seed")))
+
+
+def _number(options: Mapping[str, Any], name: str) -> float:
+    """A number that a person may have written into the project's file by hand; 0: none."""
+    value = options.get(name, 0)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
 
 
 def _region_text(number: int, region: Any) -> str:

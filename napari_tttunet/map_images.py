@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,26 +27,35 @@ class MapImages:
         grid: of the labels.
         images: by what they show.
         limits: values of the darkest and the brightest colour, where they are not 0 and 1.
+        hidden: what is shown only when the user asks for it.
     """
 
     grid: LabelGrid
     images: dict[str, np.ndarray] = field(default_factory=dict)
     limits: dict[str, tuple[float, float]] = field(default_factory=dict)
+    hidden: set[str] = field(default_factory=set)
 
     def add_maps(
-        self, maps: np.ndarray, instances: bool, probabilities: bool, uncertainty: bool
+        self, maps: np.ndarray, model: Mapping[str, Any], probabilities: bool, uncertainty: bool
     ) -> None:
         """Images of the network's maps; not for the window's thread.
 
         Args:
             maps: [K, *labels]; of an instance model background, interior, boundary, distance.
-            instances: of an instance model.
-            probabilities: that a pixel is not background.
+            model: its entry in the library.
+            probabilities: that a pixel is not background, and of every class if there are several.
             uncertainty: entropy of the class probabilities, 0 (certain) to 1 (all alike).
         """
+        instances = model.get("task") == "instance"
         classes = maps[:3] if instances else maps
         if probabilities:
             self.images["probability"] = self.grid.arrange(1.0 - classes[0])
+            names = [] if instances else [one["name"] for one in model.get("labels") or []]
+            if len(names) > 1:
+                for name, one in zip(names, classes[1:], strict=True):
+                    kind = f"probability of {name}"
+                    self.images[kind] = self.grid.arrange(one)
+                    self.hidden.add(kind)
         if uncertainty:
             entropy = np.zeros(classes.shape[1:], np.float32)
             for one in classes:
@@ -93,6 +103,7 @@ def show_map_images(viewer: Any, image: Any, model: str, found: MapImages) -> li
             colormap=_COLORMAPS.get(kind, "viridis"),
             blending="additive",
             opacity=0.6,
+            visible=kind not in found.hidden,
         )
         viewer.layers.insert(_above(viewer, image), layer)
         shown.append(layer)

@@ -27,7 +27,14 @@ from napari_tttunet.segment_run import Finished, SegmentRun
 from napari_tttunet.segment_view import ALL_IS_SEEN, SegmentView
 from napari_tttunet.session import session
 from napari_tttunet.settings import Settings
-from napari_tttunet.widgets import Scrolling, duration, memory, roughly, show_text
+from napari_tttunet.widgets import (
+    Scrolling,
+    device_name,
+    duration,
+    memory,
+    roughly,
+    show_text,
+)
 from tttunet.engine import messages
 from tttunet.errors import ImageError, TTTUNetError
 
@@ -104,6 +111,7 @@ class SegmentDock(QWidget):
         view.toggle.clicked.connect(self.toggle_labels)
         view.name_keys(self.keys.text)
         run.progressed.connect(self._progressed)
+        run.noted.connect(lambda text: view.message.add("warning", text))
         run.finished.connect(self._finished)
         run.failed.connect(self._failed)
         run.cancelled.connect(self._cancelled)
@@ -286,6 +294,7 @@ class SegmentDock(QWidget):
         text = f"Needs about {memory(need['bytes'])}"
         if need["seconds"] is not None:
             text += f" and {roughly(need['seconds']).removeprefix('about ')}"
+        text += f" on the {device_name(need['device'], session().engine.about)}"
         if need["tiles"] > 1:
             text += f" ({need['tiles']} tiles)"
         if not need["fits"]:
@@ -358,7 +367,7 @@ class SegmentDock(QWidget):
             text += ", thresholds changed"
         show_text(self.view.result, text)
         if count == 0:
-            self.view.message.tell(
+            self.view.message.add(
                 "info",
                 f"No {many} were found.",
                 "Lower the threshold or the certainty, or try another model.",

@@ -174,7 +174,8 @@ class MoreOptions(QWidget):
         self.probabilities = self._check(
             "probabilities",
             "Also show probabilities",
-            "Adds an image layer: how sure the network is that a pixel belongs to an object.",
+            "Adds an image layer: how sure the network is that a pixel belongs to an object. "
+            "Of several classes, each gets a hidden layer of its own, too.",
         )
         self.uncertainty = self._check(
             "uncertainty",

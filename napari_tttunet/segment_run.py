@@ -14,12 +14,7 @@ from napari_tttunet.class_labels import described_classes, look_of_classes
 from napari_tttunet.dock_work import Background
 from napari_tttunet.layers import LabelGrid, image_fields, label_grid, layer_array
 from napari_tttunet.map_images import MapImages, show_map_images
-from napari_tttunet.result_layers import (
-    Composed,
-    PreviewLayer,
-    ResultLayers,
-    compose,
-)
+from napari_tttunet.result_layers import Composed, PreviewLayer, ResultLayers, compose
 from napari_tttunet.segment_choices import Choices
 from napari_tttunet.session import session
 from napari_tttunet.warm_up import warm_up
@@ -87,12 +82,14 @@ class SegmentRun(QObject):
 
     Attributes:
         progressed: stage, fraction, seconds left or None.
+        noted: a warning of the engine, for example that it goes on with smaller tiles.
         finished: a `Finished`.
         failed: message, hint, details.
         cancelled: the user stopped it; no layer was changed.
     """
 
     progressed = Signal(str, float, object)
+    noted = Signal(str)
     finished = Signal(object)
     failed = Signal(str, str, str)
     cancelled = Signal()
@@ -259,6 +256,8 @@ class SegmentRun(QObject):
         elif isinstance(event, messages.Started):
             stage = "starting the engine" if event.cold else "reading the image"
             self.progressed.emit(stage, 0.0, None)
+        elif isinstance(event, messages.Log):
+            self.noted.emit(event.message)
         elif isinstance(event, messages.Queued) and event.ahead:
             self.progressed.emit("waiting for another job", 0.0, None)
 
@@ -283,7 +282,7 @@ class SegmentRun(QObject):
             composed = compose(labels, part.grid, part.whole, choices.instances, old)
             images = MapImages(part.grid)
             if maps is not None:
-                images.add_maps(maps, choices.instances, choices.probabilities, choices.uncertainty)
+                images.add_maps(maps, choices.model, choices.probabilities, choices.uncertainty)
             if losses is not None:
                 images.add_losses(losses, choices.adapted)
             return token, part, result, composed, images

@@ -30,6 +30,7 @@ from napari_tttunet.dock_work import delayed
 from napari_tttunet.settings import Settings
 from tttunet.errors import TTTUNetError
 
+#: Per kind of message, the most serious first.
 _COLOURS = {"error": "#d9534f", "warning": "#e0a030", "info": "#5b8fc7"}
 #: Of a progress bar.
 _STEPS = 1000
@@ -285,6 +286,7 @@ class MessageLabel(QFrame):
     def clear(self) -> None:
         self.kind = ""
         self.label.clear()
+        self.details.clear()
         self.hide()
 
     def tell(self, kind: str, message: str, hint: str = "", details: str = "") -> None:
@@ -307,6 +309,15 @@ class MessageLabel(QFrame):
         self.details.setVisible(False)
         self.show()
         self._told.start()  # when it has its place
+
+    def add(self, kind: str, message: str, hint: str = "") -> None:
+        """Show a message behind what is shown already, once; details stay as they are."""
+        text = f"{message} {plain_hint(hint)}".strip()
+        if text in self.text:
+            return
+        kinds = list(_COLOURS)
+        worst = min(kind, self.kind or kind, key=kinds.index)
+        self.tell(worst, f"{self.text} {text}".strip(), "", self.details.toPlainText())
 
     def _scroll_here(self) -> None:
         above = self.parentWidget()

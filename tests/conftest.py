@@ -31,6 +31,13 @@ def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
             pluginmanager.unregister(plugin)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of tests that run side by side, the files that take longest begin."""
+    if hasattr(config, "workerinput"):  # pytest-xdist's
+        first = ("kernels/test_interpreter.py", "napari_tttunet/", "training/", "engine/")
+        items.sort(key=lambda item: [not item.nodeid.startswith(f"tests/{x}") for x in first])
+
+
 @pytest.fixture(autouse=True)
 def _clean_themes() -> None:
     """In place of napari's own fixture, which would import napari for every test."""

@@ -11,7 +11,7 @@ from qtpy.QtWidgets import QWidget
 from napari_tttunet.results_dock import ResultsDock
 
 #: Milliseconds; longer than anything takes, on a busy machine too.
-PATIENCE = 60_000
+PATIENCE = 240_000
 
 
 def opened(viewer: Any) -> ResultsDock:

@@ -12,7 +12,7 @@ from napari_tttunet import sample_data
 from napari_tttunet.geometry import Transform
 
 #: Milliseconds; longer than anything takes, on a busy machine too.
-PATIENCE = 60_000
+PATIENCE = 240_000
 
 
 class Dock:

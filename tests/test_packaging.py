@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.resources
 import json
 import os
 import re
@@ -84,6 +85,9 @@ def test_manifest_is_valid():
     manifest = PluginManifest.from_distribution("napari-tttunet")
     manifest.validate_imports()
     assert manifest.name == PROJECT["project"]["name"]
+    package, _, icon = manifest.icon.partition(":")
+    picture = importlib.resources.files(package).joinpath(icon).read_bytes()
+    assert picture.startswith(b"\x89PNG")
 
 
 def test_top_level_manifest_is_the_packaged_one():

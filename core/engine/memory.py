@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import math
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,15 +27,27 @@ ACTIVATION_MAPS = 9.0
 DECODE_BYTES = 90
 OVERHEAD = 128 * 2**20
 _CGROUP = Path("/sys/fs/cgroup")
-_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate")
+_MESSAGES = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate",
+    "bad_alloc",
+    "can't start new thread",
+)
+#: oneDNN does not say why; of what it cannot do, it says "could not create a primitive descriptor".
+_ONEDNN = re.compile(r"could not create a (primitive|memory)( object)?\.?$")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of Python, NumPy or PyTorch says that memory ran out."""
+    """Whether an error of Python, NumPy, PyTorch or the system says that memory ran out."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in _MESSAGES)
+    told = any(words in text for words in _MESSAGES) or _ONEDNN.search(text.strip()) is not None
+    return isinstance(error, RuntimeError) and told
 
 
 def host_memory() -> tuple[int | None, int | None]:

@@ -139,9 +139,9 @@ def _spare_references() -> None:
             ctypes.c_ssize_t.from_address(id(value)).value += 2**30
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def one_engine(qapp: Any) -> Iterator[None]:
-    """The worker stays warm for all tests of a file, and keeps to one core."""
+    """The worker stays warm for all tests that do not end it, and keeps to one core."""
     from napari_tttunet.session import close_session
 
     with pytest.MonkeyPatch.context() as patch:

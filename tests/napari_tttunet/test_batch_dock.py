@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image as Pillow
+
+pytestmark = pytest.mark.usefixtures("one_engine", "own_settings")
 
 SAMPLES = Path(__file__).resolve().parents[2] / "resources" / "samples"
 NAMES = ("fluorescence", "fluorescence_crowded", "histology_white")
@@ -23,19 +25,6 @@ def crop(name: str, target: Path, size: int = 128) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     Pillow.open(SAMPLES / f"{name}.png").crop((0, 0, size, size)).save(target)
     return target
-
-
-@pytest.fixture(autouse=True)
-def _own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TTTUNET_SETTINGS", str(tmp_path / "settings.json"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _end_session() -> Iterator[None]:
-    yield
-    from napari_tttunet.session import close_session
-
-    close_session()
 
 
 @pytest.fixture
@@ -156,10 +145,12 @@ def test_one_broken_file_does_not_stop_the_rest(viewer: Any, dock: Any, qtbot: A
     qtbot.wait(500)
     assert len(viewer.layers) == 2
 
-    # The layers have files: they can be added again.
+    # The layers have files: they can be added again. One that has none is named.
+    viewer.add_image(np.zeros((8, 8)), name="made by hand")
     dock.clear()
     click(qtbot, dock, "batch_add_open")
     qtbot.waitUntil(lambda: list(states(dock)) == ["fluorescence"], timeout=PATIENCE)
+    assert "lack of a file: 'made by hand'. Save it" in dock.message.text
 
     # A second start skips what is there.
     add(qtbot, dock, plate, 4)

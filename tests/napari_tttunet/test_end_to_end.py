@@ -6,7 +6,7 @@ import functools
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,9 @@ from tttunet.imaging import load_labels
 
 SAMPLES = Path(__file__).resolve().parents[2] / "resources" / "samples"
 PLUGIN, SAMPLE = "napari-tttunet", "fluorescence_crowded"
-PATIENCE = 60_000
+PATIENCE = 240_000
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_session(qapp: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A warm worker for all tests of this file, that keeps to one core."""
-    from napari_tttunet.session import close_session
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("TTTUNET_SETTINGS", str(tmp_path_factory.mktemp("own") / "settings.json"))
-        yield
-        close_session()
+pytestmark = pytest.mark.usefixtures("one_engine", "own_settings")
 
 
 @pytest.fixture(scope="module")

@@ -116,6 +116,17 @@ def test_scores_and_pictures_then_revert(tuning: Tuning, tmp_path: Path) -> None
     assert project.versions == []
     assert "fine-tuning reverted" in [event["event"] for event in project.history()]
 
+    # The next day: the project knows what it was told.
+    tuning.find("steps").setValue(77)
+    tuning.choose("parts", "all")
+    tuning.find("learning_rate").clear()
+    tuning.find("replay").setChecked(True)
+    tuning.open_project(project.folder)
+    tuning.until(lambda: tuning.find("steps").value() == 3)
+    assert tuning.find("parts").currentData() == "head"
+    assert tuning.dock.view.expert.options()["learning_rate"] == 0.0003
+    assert not tuning.find("replay").isChecked()
+
 
 def test_the_worker_is_killed_and_the_fine_tuning_resumed(tuning: Tuning, tmp_path: Path) -> None:
     from napari_tttunet.session import session

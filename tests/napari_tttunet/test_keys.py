@@ -53,11 +53,11 @@ def test_none_of_our_keys_is_in_the_keymaps_of_a_real_viewer(viewer: Any) -> Non
     assert not {key.replace("-", "+") for key in KEYS.values()} & menus
 
 
+@pytest.mark.usefixtures("one_engine")
 def test_every_key_is_in_the_tooltip_of_its_control(viewer: Any, qtbot: Any) -> None:
     from qtpy.QtWidgets import QPushButton
 
     from napari_tttunet.segment_dock import SegmentDock
-    from napari_tttunet.session import close_session
 
     dock = SegmentDock(viewer)
     viewer.window.add_dock_widget(dock)
@@ -66,7 +66,6 @@ def test_every_key_is_in_the_tooltip_of_its_control(viewer: Any, qtbot: Any) -> 
         name = "segment" if action == "segment_view" else action
         button = dock.findChild(QPushButton, name)
         assert f"{key.replace('-', '+')}." in button.toolTip().partition("Key")[2], action
-    close_session()
 
 
 def test_a_key_that_is_taken_is_left_alone_and_ours_are_given_back() -> None:
@@ -130,9 +129,9 @@ def test_the_view_goes_to_an_object() -> None:
     assert tuple(camera.center)[1:] == (20.0, 40.0)
 
 
+@pytest.mark.usefixtures("one_engine")
 def test_keys_pressed_in_the_window(viewer: Any, qtbot: Any) -> None:
     from napari_tttunet.segment_dock import SegmentDock
-    from napari_tttunet.session import close_session
 
     dock = SegmentDock(viewer)
     viewer.window.add_dock_widget(dock)
@@ -147,7 +146,7 @@ def test_keys_pressed_in_the_window(viewer: Any, qtbot: Any) -> None:
         qtbot.keyClick(canvas, key, modifier)
 
     press(Qt.Key.Key_N)
-    qtbot.waitUntil(lambda: labels.selected_label == 3, timeout=10_000)
+    qtbot.waitUntil(lambda: labels.selected_label == 3, timeout=30_000)
     camera = getattr(viewer, "scene", viewer).camera
     assert tuple(camera.center)[1:] == (49.0, 49.0)
     assert "1 of 3" in dock.view.result.text()
@@ -164,4 +163,3 @@ def test_keys_pressed_in_the_window(viewer: Any, qtbot: Any) -> None:
     assert labels.name == "cells \N{CHECK MARK}"
     assert "Key: N." in dock.view.next.toolTip()
     assert "Shift+S" in dock.view.segment.toolTip()
-    close_session()

@@ -11,7 +11,7 @@ import pytest
 from napari.components import ViewerModel
 
 from napari_tttunet.layers import label_grid
-from napari_tttunet.map_images import MapImages
+from napari_tttunet.map_images import MapImages, show_map_images
 from napari_tttunet.result_layers import (
     PREVIEW_PIXELS,
     PreviewLayer,
@@ -241,11 +241,34 @@ def test_uncertainty_is_entropy() -> None:
     maps[:3, 0, 1] = 0, 0.5, 0.5
     layer = ViewerModel().add_image(np.zeros((2, 3)))
     images = MapImages(label_grid(layer, "YX"))
-    images.add_maps(maps, True, True, True)
+    images.add_maps(maps, {"task": "instance"}, True, True)
     found = images.images
     expected = [[1.0, math.log(2) / math.log(3), 0.0], [0.0] * 3]
     np.testing.assert_allclose(found["uncertainty"], expected, atol=1e-5)
     np.testing.assert_allclose(found["probability"], [[2 / 3, 1, 0], [0, 0, 0]], atol=1e-6)
+
+
+def test_every_class_has_its_probability() -> None:
+    maps = np.random.default_rng(0).dirichlet([1, 1, 1], (2, 3)).transpose(2, 0, 1)
+    maps = maps.astype(np.float32)
+    viewer = ViewerModel()
+    layer = viewer.add_image(np.zeros((2, 3)), name="abdomen")
+    labels = [{"value": 1, "name": "liver"}, {"value": 4, "name": "spleen"}]
+    for count in (2, 1):
+        images = MapImages(label_grid(layer, "YX"))
+        model = {"task": "semantic", "labels": labels[:count]}
+        images.add_maps(maps[: count + 1], model, True, False)
+        show_map_images(viewer, layer, "organs", images)
+        if count == 2:
+            shown = {one.name: one for one in viewer.layers}
+            assert shown.pop("abdomen: probability (organs)").visible
+            for name, expected in zip(("liver", "spleen"), maps[1:], strict=True):
+                found = shown.pop(f"abdomen: probability of {name} (organs)")
+                np.testing.assert_array_equal(found.data, expected)
+                assert not found.visible
+            assert list(shown) == ["abdomen"]
+            viewer.layers[:] = [layer]
+    assert [one.name for one in viewer.layers] == ["abdomen", "abdomen: probability (organs)"]
 
 
 def test_the_colours_of_the_adaptation_cover_its_values() -> None:

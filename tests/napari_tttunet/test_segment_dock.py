@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("napari")
 
+from napari.utils import progress
 from qtpy.QtCore import Qt
 
 from napari_tttunet import sample_data
@@ -54,9 +55,11 @@ def test_cancel_in_the_middle_leaves_the_old_labels(viewer: Any, dock: Dock) -> 
     dock.start()
     assert not dock.find("segment").isVisible()
     dock.until(lambda: any("preview" in name for name in dock.names()))
+    dock.until(lambda: [bar.desc[:15] for bar in progress._all_instances] == ["finding objects"])
     dock.click("cancel")
     dock.until(lambda: not dock.widget.run.running)
     assert "Cancelled" in dock.message()
+    assert not progress._all_instances, "napari's activity dock is empty again"
     assert labels in viewer.layers
     np.testing.assert_array_equal(labels.data, before)
     assert len(viewer.layers) == 2, "no preview is left"

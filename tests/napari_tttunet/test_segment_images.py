@@ -233,6 +233,33 @@ def test_numbers_that_are_none(viewer: Any, dock: Dock) -> None:
     assert dock.find("segment").isVisible()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of another process")
+def test_lack_of_memory_is_told_and_got_over(viewer: Any, dock: Dock) -> None:
+    import resource
+
+    from napari_tttunet.session import session
+
+    viewer.add_image(plane(), name="small")
+    dock.segment()  # everything is loaded now
+    viewer.add_image(np.tile(plane(256), (3, 3)), name="large")
+    dock.find("tile").setValue(768)
+    dock.until(lambda: "Needs about" in dock.find("need").text())
+    assert "on the CPU" in dock.find("need").text()
+    worker = session().engine.worker_pid
+    lines = Path(f"/proc/{worker}/status").read_text().splitlines()
+    used = next(int(line.split()[1]) for line in lines if line.startswith("VmSize:")) * 1024
+    _, hard = resource.prlimit(worker, resource.RLIMIT_AS)
+    try:
+        resource.prlimit(worker, resource.RLIMIT_AS, (used + 400 * 2**20, hard))
+        labels = dock.segment()
+    finally:
+        resource.prlimit(worker, resource.RLIMIT_AS, (hard, hard))
+    assert "Memory ran out; trying tiles of" in dock.message()
+    assert dock.widget.view.message.kind == "warning"
+    assert labels.metadata["tttunet"]["tile"] < [768, 768]
+    assert len(numbers(labels.data)) > 20
+
+
 def test_the_copied_command_gives_the_same_labels(
     viewer: Any, dock: Dock, tmp_path: Path, qapp: Any
 ) -> None:

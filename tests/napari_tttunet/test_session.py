@@ -49,7 +49,7 @@ def test_the_window_thread_collects_what_gathers(qtbot: Any) -> None:
     found: list[int] = []
     weakref.finalize(Pair().widget, found.append, 1)
     kept = [[] for _ in range(2000)]
-    qtbot.waitUntil(lambda: bool(found), timeout=10_000)
+    qtbot.waitUntil(lambda: bool(found), timeout=30_000)
     assert len(kept) == 2000
 
 

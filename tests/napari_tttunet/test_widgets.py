@@ -34,9 +34,29 @@ def test_a_message_below_the_edge_is_scrolled_into_view(qtbot: Any) -> None:
     dock.show()
     message.tell_error(ImageError("It is empty.", "Choose another, or use --overwrite."))
     assert message.text == "It is empty. Choose another name, or allow to replace it."
-    qtbot.waitUntil(lambda: not message.visibleRegion().isEmpty(), timeout=5_000)
+    qtbot.waitUntil(lambda: not message.visibleRegion().isEmpty(), timeout=30_000)
     message.clear()
     assert (message.text, message.isHidden()) == ("", True)
+
+
+def test_messages_that_are_added_keep_those_before_and_the_worst_colour(qtbot: Any) -> None:
+    message = MessageLabel()
+    qtbot.addWidget(message)
+    message.add("info", "Nothing was found.", "Try another model.")
+    assert (message.kind, message.text) == ("info", "Nothing was found. Try another model.")
+    message.add("warning", "Memory ran out.")
+    message.add("warning", "Memory ran out.")
+    message.add("info", "It goes on.")
+    expected = "Nothing was found. Try another model. Memory ran out. It goes on."
+    assert (message.kind, message.text) == ("warning", expected)
+    message.tell("error", "It is over.", details="a traceback")
+    message.add("warning", "Memory ran out.")
+    assert (message.kind, message.text) == ("error", "It is over. Memory ran out.")
+    assert message.details.toPlainText() == "a traceback"
+    message.clear()
+    message.add("info", "Anew.")
+    assert (message.kind, message.text) == ("info", "Anew.")
+    assert message.details.toPlainText() == ""
 
 
 def test_progress_is_seen_only_while_there_is_something_to_tell(qtbot: Any) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor
-from triton.runtime import interpreter
 
 from tttunet.kernels import reference, rotary_embedding
 from tttunet.kernels.contract import OperatorError, Settings
@@ -30,23 +29,6 @@ def unwritten_memory_is_nan(monkeypatch):
         return new_empty(self, *shape, **options).fill_(float("nan"))
 
     monkeypatch.setattr(Tensor, "new_empty", filled)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def device_functions_are_patched_once():
-    """The interpreter patches `triton.language` again at every call of a device function: most of
-    the tests' time. Once a module and at every launch is enough."""
-    patched: set[str] = set()
-
-    def call(self, *arguments, **options):
-        if self.fn.__module__ not in patched:
-            interpreter._patch_lang(self.fn)
-            patched.add(self.fn.__module__)
-        return self.rewrite()(*arguments, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter.InterpretedFunction, "__call__", call)
-        yield
 
 
 @dataclass
