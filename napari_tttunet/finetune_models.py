@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tttunet.projects import Project, Version
+from tttunet.projects import Project, ProjectError, Version
 from tttunet.projects.versions import next_name, split_name
 
 #: Where the project's settings remember the run that is not decided yet, and what the last one
@@ -77,8 +76,15 @@ def library_name(version: Version, project: Project, taken: set[str]) -> str:
 
 
 def run_folder(project: Project, run: dict[str, Any]) -> Path:
-    """The folder of a run, which lies in the project."""
-    return project.folder / "runs" / Path(str(run["folder"])).name
+    """The folder of a run, which lies in the project.
+
+    Raises:
+        ProjectError: the settings, which may come from anybody, name no such folder.
+    """
+    name = Path(str(run["folder"])).name
+    if name in ("", ".", ".."):
+        raise ProjectError(f"The project '{project.name}' names no folder of a run: '{name}'.")
+    return project.folder / "runs" / name
 
 
 def new_run(project: Project, reference: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -107,14 +113,12 @@ def last_options(project: Project) -> dict[str, Any]:
 
 def remember_run(project: Project, run: dict[str, Any]) -> None:
     """Keep what is needed to resume a run or to decide about its model."""
-    project.update(settings={**project.settings, RUN: json.loads(json.dumps(run))})
+    project.set_setting(RUN, run)
 
 
 def forget_run(project: Project) -> None:
     """The run is decided."""
-    settings = project.settings
-    if settings.pop(RUN, None) is not None:
-        project.update(settings=settings)
+    project.set_setting(RUN, None)
 
 
 def remembered_run(project: Project) -> dict[str, Any] | None:
@@ -122,7 +126,10 @@ def remembered_run(project: Project) -> dict[str, Any] | None:
     run = project.settings.get(RUN)
     if not isinstance(run, dict) or not {"folder", "model", "options"} <= set(run):
         return None
-    return run if run_folder(project, run).is_dir() else None
+    try:
+        return run if run_folder(project, run).is_dir() else None
+    except ProjectError:
+        return None
 
 
 def can_resume(project: Project, run: dict[str, Any] | None) -> bool:
@@ -133,8 +140,15 @@ def can_resume(project: Project, run: dict[str, Any] | None) -> bool:
 
 
 def discard(project: Project, run: dict[str, Any], event: str) -> None:
-    """Delete the folder of a run; not for the window's thread."""
+    """Delete the folder of a run; not for the window's thread.
+
+    One that lies elsewhere, behind a link, is forgotten, but not deleted.
+
+    Raises:
+        ProjectError: see `run_folder`.
+    """
     folder = run_folder(project, run)
     forget_run(project)
     project.note(event, run=folder.name)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.resolve() == project.folder.resolve() / "runs" / folder.name:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -99,9 +99,13 @@ class Autosaver:
             The number of files written.
 
         Raises:
-            ProjectError, OutputError: see `Corrections.write`; what is not written stays pending.
+            ProjectError, OutputError: the first one, see `Corrections.write`; what cannot be
+                written stays pending, all else is written.
         """
-        return self._save()
+        written, error = self._save()
+        if error is not None:
+            raise error
+        return written
 
     def close(self) -> None:
         """Write everything and end the thread; call it before the project is closed.
@@ -115,7 +119,7 @@ class Autosaver:
         atexit.unregister(self._last_chance)
         if threading.current_thread() is not self._thread:
             self._thread.join()
-        self._save()
+        self.flush()
         self._corrections.record()
 
     def _last_chance(self) -> None:
@@ -130,14 +134,13 @@ class Autosaver:
                     self._wake.wait(rest)
                 if self._closed:
                     return
-            try:
-                written = self._save()
-            except Exception as error:  # the reader of the viewer may raise anything
+            written, error = self._save()
+            if written and self._on_saved is not None:
+                self._on_saved(written)
+            if error is not None:
                 self._failed(error)
             else:
                 self._told = ""
-                if written and self._on_saved is not None:
-                    self._on_saved(written)
 
     def _failed(self, error: Exception) -> None:
         with self._wake:
@@ -146,19 +149,22 @@ class Autosaver:
             self._on_error(error)
         self._told = str(error)
 
-    def _save(self) -> int:
+    def _save(self) -> tuple[int, Exception | None]:
+        """The number of files written, and the first error: one bad box keeps no other back."""
         with self._saving:
             with self._wake:
                 boxes, self._pending = self._pending, {}
-            written = 0
+            written, first, left = 0, None, dict(boxes)
             try:
-                while boxes:
-                    index, box = next(iter(boxes.items()))
-                    written += self._corrections.write(box, *self._read(box))
-                    del boxes[index]
+                for index, box in boxes.items():
+                    try:
+                        written += self._corrections.write(box, *self._read(box))
+                    except Exception as error:  # the reader of the viewer may raise anything
+                        first = first or error
+                    else:
+                        del left[index]
             finally:
-                if boxes:
-                    with self._wake:
-                        for box in boxes.values():
-                            self._add(box)
-            return written
+                with self._wake:
+                    for box in left.values():
+                        self._add(box)
+            return written, first

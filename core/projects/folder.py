@@ -110,8 +110,26 @@ class ProjectFolder:
             except (TypeError, ValueError) as error:
                 raise ProjectError(f"The settings cannot be saved: {error}.") from error
             write_json(self.folder / INFO_NAME, data)
-            self._info = info
+            self._info = replace(info, settings=data["settings"])  # a copy, as it will be read
             self.note("project changed", project=data)
+
+    def set_setting(self, name: str, value: Any) -> None:
+        """Change one of `settings`; others may be changed in other threads meanwhile.
+
+        Args:
+            name: which.
+            value: JSON; None removes it.
+
+        Raises:
+            ProjectError, OutputError: see `update`.
+        """
+        with self._guard:
+            settings = self.settings
+            if value is not None:
+                settings[name] = value
+            elif settings.pop(name, None) is None:
+                return
+            self.update(settings=settings)
 
     @property
     def versions(self) -> list[Version]:

@@ -105,7 +105,7 @@ def find(image: ImageReference, folder: Path) -> tuple[Path, bool]:
         return changed, False
     raise ProjectError(
         f"The image '{image.name}' is not at '{image.absolute or image.path}' any more.",
-        "Put it back, or tell the project where it is now.",
+        "Put it back there, or copy it into the folder of the project.",
     )
 
 

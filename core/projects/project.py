@@ -234,27 +234,9 @@ class Project(ProjectFolder):
             if array is not None:
                 place = image_files.copy_path(image.id, self.folder)
                 image = replace(image, **image_files.save_copy(array, place))
-            self._store(image, "image added")
-            return image
-
-    def _store(self, image: ImageReference, event: str) -> None:
-        write_json(self.folder / "images" / f"{image.id}.json", image.to_json())
-        self._images[image.id] = image
-        self.note(event, image=image.to_json())
-
-    def relink(self, image_id: str, path: str | Path) -> ImageReference:
-        """Tell where an image is now; whatever it holds now counts as right.
-
-        Raises:
-            ProjectError: the file cannot be read, or the project is open for reading only.
-            OutputError: the project cannot be written.
-        """
-        with self._guard:
-            self._check_writable()
-            fields = image_files.file_fields(Path(path), self.folder)
-            image = replace(self.image(image_id), **fields)
-            self._loaded = None
-            self._store(image, "image moved")
+            write_json(self.folder / "images" / f"{image.id}.json", image.to_json())
+            self._images[image.id] = image
+            self.note("image added", image=image.to_json())
             return image
 
     def remove_image(self, image_id: str) -> None:

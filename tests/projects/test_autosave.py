@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tttunet.errors import OutputError
-from tttunet.projects import Autosaver, Project
+from tttunet.projects import Autosaver, Project, ProjectError
 
 
 class Canvas:
@@ -132,6 +132,34 @@ def test_errors_are_told_once_and_the_edit_is_tried_again(project: Project, blan
     wait_until(lambda: not saver.pending)
     assert project.corrections(blank).summary().objects == 1
     saver.close()
+
+
+def test_a_box_that_cannot_be_written_keeps_no_other_back(project: Project, blank, canvas: Canvas):
+    errors: list[Exception] = []
+    saved: list[int] = []
+    corrections = project.corrections(blank)
+    saver = Autosaver(
+        corrections, canvas.read, delay=0.05, on_error=errors.append, on_saved=saved.append
+    )
+    bad, good, late = ((0, 5), (0, 5)), ((300, 305), (300, 305)), ((550, 555), (0, 5))
+    canvas.paint(bad, 2**24)
+    canvas.paint(good, 7)
+    saver.changed(bad)
+    saver.changed(good)
+    wait_until(lambda: errors)
+    assert "too large" in str(errors[0])
+    assert corrections.read(good)[0].min() == 7
+    wait_until(lambda: saved)
+    canvas.paint(late, 8)
+    saver.changed(late)
+    with pytest.raises(ProjectError, match="too large"):
+        saver.close()
+    assert corrections.read(late)[0].min() == 8
+    assert len(errors) == 1
+    canvas.paint(bad, 3)
+    assert saver.pending
+    assert saver.flush() == 1, "what could not be written was not forgotten"
+    assert not saver.pending
 
 
 def test_a_reader_that_fails_is_told(project: Project, blank):

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -194,15 +195,31 @@ def test_image_is_found_after_a_move(study: Path, tmp_path: Path, what: str):
         assert project.problems == []
 
 
-def test_missing_image_is_told_and_can_be_linked_again(study: Path, tmp_path: Path):
+def test_missing_image_is_told_and_what_the_hint_says_helps(study: Path, tmp_path: Path):
     shutil.move(study / "raw", tmp_path / "archive")
     with Project.open(study / "project") as project:
-        with pytest.raises(ProjectError, match=r"'cells' is not at '.*raw/cells.png' any more"):
+        with pytest.raises(
+            ProjectError, match=r"'cells' is not at '.*raw/cells.png' any more"
+        ) as e:
             project.load("cells")
-        project.relink("cells", tmp_path / "archive" / "cells.png")
+        assert "copy it into the folder of the project" in e.value.hint
+        shutil.copy(tmp_path / "archive" / "cells.png", project.folder)
         assert project.load("cells").array.size
-    with Project.open(study / "project") as project:
-        assert project.path_of("cells") == tmp_path / "archive" / "cells.png"
+
+
+def test_settings_are_changed_one_by_one_in_several_threads(project: Project, reopen):
+    names = [f"setting {number}" for number in range(12)]
+    threads = [threading.Thread(target=project.set_setting, args=(name, name)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    project.set_setting(names[0], None)
+    project.set_setting("never set", None)
+    with pytest.raises(ProjectError, match="cannot be saved"):
+        project.set_setting("image", np.zeros(3))
+    again = reopen(project)
+    assert again.settings == {name: name for name in names[1:]}
 
 
 def test_changed_image_is_told(study: Path):
