@@ -48,11 +48,9 @@ def look_of_classes(record: Mapping[str, Any]) -> dict[str, Any]:
     classes = record.get("classes") or ()
     if not classes:
         return {}
-    names = {"index": [0], "name": ["background"]}
-    for one in classes:
-        names["index"].append(one["value"])
-        names["name"].append(one["name"])
-    look: dict[str, Any] = {"features": names}
+    named = [(0, "background"), *((one["value"], one["name"]) for one in classes)]
+    indices, names = zip(*named, strict=True)
+    look: dict[str, Any] = {"features": {"index": list(indices), "name": list(names)}}
     colours = {one["value"]: one["color"] for one in classes if one.get("color")}
     if colours:
         from napari.utils.colormaps import DirectLabelColormap

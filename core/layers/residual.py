@@ -135,10 +135,10 @@ class _ProductsInBackward:
     weight: Any
     bias: Any
 
-    def forward(self, x: Tensor) -> Tensor:
-        if cpu_transposed.pays(x, self.weight):
-            return cpu_transposed.convolution(x, self.weight, self.bias)
-        return super().forward(x)  # type: ignore[misc]
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if output_size is None and cpu_transposed.pays(input, self.weight):
+            return cpu_transposed.convolution(input, self.weight, self.bias)
+        return super().forward(input, output_size)  # type: ignore[misc]
 
 
 class UpConv2d(_ProductsInBackward, nn.ConvTranspose2d):
