@@ -190,7 +190,7 @@ def segment(
         run_batch(plan.absolute(), debug=bool(context.obj))
         return
 
-    from tttunet.inference.files import expand_inputs, plan_jobs
+    from tttunet.inference.files import expand_inputs, plan_jobs, without_further_channels
 
     jobs = plan_jobs(
         expand_inputs(inputs, frames=frames),
@@ -208,6 +208,7 @@ def segment(
 
         pick_device(device)
         loaded = load_ensemble(models)
+        jobs = without_further_channels(jobs, loaded.config)
         settings |= {
             "tile": tile_size(loaded.config, tile_numbers),
             "decoding": changed_decoding(loaded.config, thresholds),

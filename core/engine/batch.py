@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import shlex
 from collections.abc import Mapping
@@ -165,7 +166,11 @@ class Batch(StrictModel):
 
         def place(text: str) -> str:
             ending = "/" if text.endswith(("/", "\\")) else ""
-            return str(base / Path(text).expanduser()) + ending
+            path = base / Path(text).expanduser()
+            if glob.has_magic(text) and not path.exists():
+                # Brackets in the name of the folder are no pattern.
+                path = Path(glob.escape(str(base))) / Path(text).expanduser()
+            return str(path) + ending
 
         changes = {
             "inputs": tuple(map(place, self.inputs)),

@@ -21,6 +21,7 @@ from tttunet.inference.files import (
     expand_inputs,
     plan_jobs,
     segment_file,
+    without_further_channels,
 )
 from tttunet.inference.segment import changed_decoding, tile_size
 
@@ -49,6 +50,7 @@ def run_batch(batch: Batch, reporter: Reporter, models: LoadedModels) -> dict[st
     pick_device(batch.device)
     reporter.stage("loading the model")
     folder, model = models.get(batch.model)
+    jobs = without_further_channels(jobs, model.config)
     decoding = changed_decoding(model.config, batch.decoding)
     options: dict[str, Any] = {
         "axes": batch.axes,
@@ -78,10 +80,12 @@ def run_batch(batch: Batch, reporter: Reporter, models: LoadedModels) -> dict[st
         if batch.existing == "skip" and job.complete:
             states.append(tell("skipped"))
             continue
+        if batch.existing == "skip" and job.labels.exists():
+            states.append(tell("failed", _missing_beside(job)))
+            continue
         tell("running")
         update(0, 1)
         try:
-            # What is there in part is left from an interruption.
             overwrite = batch.existing != "error"
             for path in job.outputs if overwrite else ():
                 remove_leftovers(path)
@@ -98,6 +102,15 @@ def run_batch(batch: Batch, reporter: Reporter, models: LoadedModels) -> dict[st
         **{name: states.count(name) for name in ("done", "skipped", "failed")},
         "seconds": time.monotonic() - start,
     }
+
+
+def _missing_beside(job: FileJob) -> str:
+    """All files of a job come together, so labels without the others may have been corrected."""
+    missing = ", ".join(path.name for path in job.outputs if not path.exists())
+    return (
+        f"{job.labels.name} is there already and is kept, as somebody may have corrected it; "
+        f"{missing} is missing. Overwrite the results, or choose another folder."
+    )
 
 
 class _Teller:

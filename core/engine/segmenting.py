@@ -24,7 +24,6 @@ from tttunet.errors import Cancelled, ImageError
 from tttunet.imaging import Image
 from tttunet.imaging.preprocess import Place, place_of
 from tttunet.inference.allocator import release_memory
-from tttunet.inference.components import keep_largest
 from tttunet.inference.device import pick_device
 from tttunet.inference.segment import (
     Result,
@@ -223,7 +222,7 @@ def run_decode(request: Decode, reporter: Reporter, kept: KeptMaps | None) -> di
         if reporter.is_cancelled():
             raise Cancelled("Decoding was cancelled.")
         if maps is not None:
-            found = keep_largest(decode_maps(maps, config, decoding), config.plan.keep_largest)
+            found = decode_maps(maps, config, decoding)
             highest = place_labels(labels, index, found, config, highest)
     instances = config.task == "instance"
     return {

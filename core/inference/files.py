@@ -305,6 +305,12 @@ def _channel_files(path: Path, config: ModelConfig) -> list[Path]:
     return files if all(file.is_file() for file in files) else [path]
 
 
+def without_further_channels(jobs: list[FileJob], config: ModelConfig) -> list[FileJob]:
+    """Jobs without the files that belong to other jobs' images, for models of several channels."""
+    further = {path for job in jobs for path in _channel_files(job.source, config)[1:]}
+    return [job for job in jobs if job.source not in further]
+
+
 def segment_file(
     job: FileJob,
     model: Model,

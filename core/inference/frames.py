@@ -22,7 +22,6 @@ from tttunet.imaging.label_stack import label_stack
 from tttunet.imaging.preprocess import place_of, preprocess
 from tttunet.inference.accelerate import accelerated
 from tttunet.inference.allocator import tune_allocator
-from tttunet.inference.components import keep_largest
 from tttunet.inference.device import pick_device
 from tttunet.inference.segment import Result, automatic_tile, decode_maps, label_dtype, segment
 from tttunet.inference.tiled import (
@@ -282,7 +281,7 @@ def _labels_of(
     """Labels of a frame from its maps."""
     if maps is None:
         return np.zeros(image.spatial_shape, label_dtype(config))
-    return keep_largest(decode_maps(maps, config, decoding), config.plan.keep_largest)
+    return decode_maps(maps, config, decoding)
 
 
 class _Counting:
@@ -319,7 +318,7 @@ def _mean_labels(frames: Iterable[tuple[Image, _Maps]], config: ModelConfig) -> 
             continue
         mean = np.stack(known).sum(0, dtype=np.float32)
         mean[0] += len(planes) - len(known)  # a constant plane is background for certain
-        labels[index] = keep_largest(decode_maps(mean, config), config.plan.keep_largest)
+        labels[index] = decode_maps(mean, config)
     return labels
 
 

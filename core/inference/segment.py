@@ -156,7 +156,6 @@ def segment(
             maps_done=None if maps_done is None else _at(maps_done, when),
             options=options,
         ):
-            found = keep_largest(found, config.plan.keep_largest)
             highest = place_labels(labels, (*when, *index), found, config, highest)
     settings = {
         "device": str(target),
@@ -271,7 +270,7 @@ def decode_maps(
         rules = decoding or config.plan.decoding
         assert rules is not None
         return decode_instances(maps, rules)
-    return class_values(config)[maps.argmax(0)]
+    return keep_largest(class_values(config)[maps.argmax(0)], config.plan.keep_largest)
 
 
 def label_dtype(config: ModelConfig) -> np.dtype:
@@ -413,7 +412,10 @@ def _frame_labels(
 
     if config.task == "semantic" and maps_done is None:
         values = class_values(config)
-        yield (), labels_on_image(prepared, dim, maps_of, values, losses, tile_done)
+        labels = labels_on_image(prepared, dim, maps_of, values, losses, tile_done)
+        for index in np.ndindex(labels.shape[:-dim]):
+            labels[index] = keep_largest(labels[index], config.plan.keep_largest)
+        yield (), labels
         return
     whole = maps_on_image(prepared, dim, maps_of, config.maps, losses, tile_done)
     for index in np.ndindex(place.shape[: len(lead)]):

@@ -121,9 +121,11 @@ def tune_components(
     if len(cases) < FEWEST_CASES:
         return ()
     pairs = []
+    plan = model.config.plan.model_copy(update={"keep_largest": ()})
+    everything = Model(model.network, model.config.model_copy(update={"plan": plan}))
     for done, case in enumerate(cases, start=1):
         image, label, _ = case.open()
-        found = predict_labels(model, np.asarray(image, np.float32), device=device)
+        found = predict_labels(everything, np.asarray(image, np.float32), device=device)
         pairs.append((found, *_truth(label)))
         if progress is not None:
             progress(done, len(cases))
@@ -172,7 +174,6 @@ def score_model(
         predicted = predict_labels(
             model, np.asarray(image, np.float32), device=device, mirror=mirror
         )
-        predicted = keep_largest(predicted, model.config.plan.keep_largest)
         truth, valid = _truth(label)
         if model.config.task == "instance":
             result: Any = instance_scores(predicted, truth, valid=valid)

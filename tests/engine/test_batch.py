@@ -17,6 +17,7 @@ from tttunet.engine.messages import Batch as BatchRequest
 from tttunet.engine.messages import FileStatus, ImageRef, Segment
 from tttunet.errors import OutputError
 from tttunet.imaging import load_labels
+from tttunet.inference.files import expand_inputs
 
 from .conftest import Heard, finish, kill, noise
 
@@ -62,6 +63,10 @@ def test_paths_start_from_the_folder_of_the_file(tmp_path: Path):
     assert batch.inputs == (f"{tmp_path}/plate/*.tif",)
     assert (batch.output, batch.model) == (f"{tmp_path}/out/", f"{tmp_path}/mine")
     assert (batch.tile, batch.channel) == ((64,), "1")
+    (tmp_path / "plate [1]").mkdir()
+    (tmp_path / "plate [1]" / "a.tif").touch()
+    bracketed = Batch(inputs=("*.tif",), output="o").absolute(tmp_path / "plate [1]")
+    assert expand_inputs(bracketed.inputs) == [tmp_path / "plate [1]" / "a.tif"]
     (tmp_path / "nuclei").mkdir()
     (tmp_path / "nuclei" / "model.json").write_text("{}")
     (tmp_path / "own").mkdir()
@@ -133,13 +138,15 @@ def test_files_are_written_and_a_second_run_skips_them(engine: Engine, models, t
     labels = load_labels(tmp_path / "out" / "a_seg.nrrd").array
     np.testing.assert_array_equal(labels, whole.result["labels"])
 
-    # An image of which a file is missing is not complete.
-    (tmp_path / "out" / "b_objects.csv").unlink()
+    # Labels that are there may have been corrected, whatever else is missing.
+    (tmp_path / "out" / "a_objects.csv").unlink()
+    (tmp_path / "out" / "b_seg.nrrd").unlink()
     before = (tmp_path / "out" / "a_seg.nrrd").stat().st_mtime_ns
-    outcome, _, states = run(engine, batch)
-    assert states[:3] == [("a.png", "skipped"), ("b.png", "running"), ("b.png", "done")]
+    outcome, heard, states = run(engine, batch)
+    assert states[:3] == [("a.png", "failed"), ("b.png", "running"), ("b.png", "done")]
+    assert "a_objects.csv is missing" in next(e for e in heard if isinstance(e, FileStatus)).text
     assert (tmp_path / "out" / "a_seg.nrrd").stat().st_mtime_ns == before
-    assert (tmp_path / "out" / "b_objects.csv").exists()
+    assert (tmp_path / "out" / "b_seg.nrrd").exists()
 
 
 def test_existing_files_are_refused_or_replaced(engine: Engine, models, tmp_path: Path):

@@ -12,7 +12,12 @@ import tifffile
 from dicom_files import write_series
 from tiny import make_config
 from tttunet.errors import ImageError, OutputError
-from tttunet.inference.files import expand_inputs, load_input, plan_jobs
+from tttunet.inference.files import (
+    expand_inputs,
+    load_input,
+    plan_jobs,
+    without_further_channels,
+)
 
 
 def touch(folder: Path, *names: str) -> list[Path]:
@@ -169,6 +174,10 @@ def test_files_of_one_case_are_channels_and_notes_are_told(tmp_path: Path) -> No
     path = tmp_path / "case_0000.nii.gz"
     both = load_input(path, config.model_copy(update={"network": network}), note=heard.append)
     assert (both.axes, both.array[:, 0, 0, 0].tolist()) == ("CZYX", [0, 1])
+    jobs = plan_jobs(expand_inputs([str(tmp_path)]), f"{tmp_path}/out/")
+    of_both = without_further_channels(jobs, config.model_copy(update={"network": network}))
+    assert [job.source.name for job in of_both] == ["case_0000.nii.gz"]
+    assert without_further_channels(jobs, config) == jobs
     assert load_input(path, config).axes == "ZYX"
     assert heard == []
     with tifffile.TiffWriter(tmp_path / "two.tif") as tif:

@@ -134,3 +134,16 @@ def test_what_was_cut_off_is_background():
     inside = labels[3:20, 4:25, 5:25]
     assert inside.any()
     assert labels.sum() == inside.sum()
+
+
+@pytest.mark.parametrize("changes", [{}, {"spacing": (1.1, 1.0)}])
+def test_largest_components_of_a_flat_model_are_those_of_each_slice(changes):
+    from scipy import ndimage
+
+    model = model_with(2, "semantic", keep_largest=((1,),), **changes)
+    image = volume()
+    labels = segment(image, model).labels
+    for plane in labels:
+        assert ndimage.label(plane, np.ones((3, 3)))[1] == 1
+    by_maps = segment(image, model, maps_done=lambda index, maps: None).labels
+    assert (labels != by_maps).mean() < 1e-3
