@@ -13,8 +13,15 @@ from tttunet.imaging.intensity import Intensity, Scheme
 from tttunet.models.config import Label, Plan
 
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth")
-#: nnU-Net's reader that turns every volume to RAS; the others leave axes as they are stored.
-_ORIENTATIONS = {"NibabelIOWithReorient": "RAS"}
+#: nnU-Net's readers, and how they turn every volume; None leaves axes as they are stored.
+_READERS = {
+    "NibabelIOWithReorient": "RAS",
+    "SimpleITKIOWithReorient": "RAS",
+    "NibabelIO": None,
+    "SimpleITKIO": None,
+    "NaturalImage2DIO": None,
+    "Tiff3DIO": None,
+}
 _SCHEMES: dict[str, Scheme] = {
     "NoNormalization": "none",
     "RescaleTo01Normalization": "rescale",
@@ -183,13 +190,17 @@ def read_plan(
     """
     patch_size = tuple(int(n) for n in _field(configuration, "patch_size"))
     spacing: tuple[float, ...] | None = tuple(float(s) for s in _field(configuration, "spacing"))
-    reader = plans.get("image_reader_writer")
+    reader = str(plans.get("image_reader_writer", "SimpleITKIO"))
     if reader == "NaturalImage2DIO":
         spacing = None
     names = dataset.get("channel_names") or dataset.get("modality") or {}
     is_rgb = len(names) == 3 and {str(n).lower() for n in names.values()} <= _RGB_NAMES
     intensities, warnings = _intensities(plans, configuration, len(names))
     warnings += _resampling(configuration)
+    if reader not in _READERS:
+        warnings.append(
+            f"The reader {reader} is not known: volumes are taken in the orientation of their file."
+        )
     order = plans.get("transpose_forward")
     plan = Plan(
         patch_size=patch_size,
@@ -197,7 +208,7 @@ def read_plan(
         unit=None if spacing is None else "millimeter",
         channels="rgb" if is_rgb else "as_is",
         intensities=intensities,
-        orientation=_ORIENTATIONS.get(str(reader)),
+        orientation=_READERS.get(reader),
         transpose=None if order is None or list(order) == sorted(order) else tuple(order),
         crop="nonzero",
         mirror_axes=mirror_axes,
@@ -216,7 +227,8 @@ def _intensities(
     rules = []
     for channel, scheme in enumerate(schemes):
         if scheme == "CTNormalization":
-            numbers = _field(plans, "foreground_intensity_properties_per_channel")[str(channel)]
+            properties = _field(plans, "foreground_intensity_properties_per_channel")
+            numbers = _field(properties, str(channel), "The foreground intensities of plans.json")
             rules.append(
                 Intensity(
                     scheme="ct",

@@ -28,7 +28,7 @@ from tttunet.models.config import DataSource, ModelConfig
 from tttunet.models.folder import REPLAY_NAME
 from tttunet.models.library import resolve
 from tttunet.training.prepare import IGNORE, PreparedCase, find_locations
-from tttunet.training.samples import Sample, normalised, plane
+from tttunet.training.samples import Sample, keeps_grid, normalised, plane
 
 _LIST = "replay.json"
 _FORMAT = 1
@@ -109,6 +109,11 @@ def make_replay(
     Returns:
         The folder `replay`.
     """
+    if config.plan.normalisation != "percentile" or not keeps_grid(config.plan):
+        raise ModelError(
+            f"Earlier data cannot be kept for '{config.name}': it sees images on a grid of its own "
+            "or normalised otherwise than by percentiles."
+        )
     rng = np.random.default_rng(seed)
     folder = Path(model) / REPLAY_NAME
     shutil.rmtree(folder, ignore_errors=True)

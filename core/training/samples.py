@@ -14,7 +14,7 @@ from tttunet.errors import DatasetError
 from tttunet.imaging.image import Image
 from tttunet.imaging.normalise import prepare_channels
 from tttunet.imaging.preprocess import Prepared, frames, preprocess
-from tttunet.models.config import DataSource, ModelConfig
+from tttunet.models.config import DataSource, ModelConfig, Plan
 from tttunet.training.dataset import Case, Dataset, Split, Task, open_dataset
 from tttunet.training.prepare import (
     FOREGROUND,
@@ -32,6 +32,7 @@ _PROJECT = "project.json"
 #: Fields of a plan that leave the image on its own grid.
 _OWN_GRID: dict[str, Any] = {
     "spacing": None,
+    "frame": None,
     "orientation": None,
     "transpose": None,
     "crop": "none",
@@ -163,6 +164,11 @@ def read_split(folder: str | Path, split: Split = "train") -> tuple[list[Sample]
     return [_of_case(case, data) for case in data.cases[split]], source
 
 
+def keeps_grid(plan: Plan) -> bool:
+    """Whether a model sees images on their own grid."""
+    return all(getattr(plan, name) == value for name, value in _OWN_GRID.items())
+
+
 def to_cases(samples: Sequence[Sample], config: ModelConfig) -> list[PreparedCase]:
     """Samples in the form that training and validation read.
 
@@ -176,11 +182,10 @@ def to_cases(samples: Sequence[Sample], config: ModelConfig) -> list[PreparedCas
 
 
 def _cases(samples: Sequence[Sample], config: ModelConfig) -> Iterator[PreparedCase]:
-    plan = config.plan
-    keeps_grid = all(getattr(plan, name) == value for name, value in _OWN_GRID.items())
     source, pair, prepared = None, None, None
+    own_grid = not keeps_grid(config.plan)
     for sample in samples:
-        if not keeps_grid:
+        if own_grid:
             if prepared is None or sample.image is not source:
                 source, prepared = sample.image, _on_network_grid(sample, config)
             moved = _moved(sample, prepared)

@@ -304,11 +304,15 @@ def test_axes_are_reordered_and_oriented_as_the_authors_do(nnunet: NNUNetFolder,
     plan = convert_checkpoint(nnunet.write(), tmp_path / "plain").config.plan
     assert (plan.transpose, plan.orientation, plan.crop) == (None, None, "nonzero")
     nnunet.plans["transpose_forward"] = [1, 0, 2]
-    nnunet.plans["image_reader_writer"] = "NibabelIOWithReorient"
-    conversion = convert_checkpoint(nnunet.write(), tmp_path / "model")
-    plan = conversion.config.plan
-    assert conversion.warnings == ()
-    assert (plan.transpose, plan.orientation) == ((1, 0, 2), "RAS")
+    for reader in ("NibabelIOWithReorient", "SimpleITKIOWithReorient"):
+        nnunet.plans["image_reader_writer"] = reader
+        conversion = convert_checkpoint(nnunet.write(), tmp_path / "model", overwrite=True)
+        plan = conversion.config.plan
+        assert conversion.warnings == ()
+        assert (plan.transpose, plan.orientation) == ((1, 0, 2), "RAS")
+    nnunet.plans["image_reader_writer"] = "TheirOwnIO"
+    conversion = convert_checkpoint(nnunet.write(), tmp_path / "model", overwrite=True)
+    assert "TheirOwnIO is not known" in conversion.warnings[0]
 
 
 class Payload:
