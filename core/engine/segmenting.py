@@ -42,8 +42,10 @@ from tttunet.models.config import InstanceDecoding, ModelConfig
 from tttunet.models.library import resolve
 from tttunet.models.model import Model
 
-#: Maps of a segmentation are kept for `Decode` up to this share of the available memory.
+#: Maps of a segmentation are kept for `Decode` up to this share of the available memory; those of
+#: classes up to so many bytes.
 KEPT_SHARE = 0.25
+KEPT_CLASSES = 2**30
 #: Finished tiles are told at most this often, in seconds.
 PREVIEW_EVERY = 0.1
 
@@ -348,6 +350,9 @@ class _Maps:
         size = 4 * channels * math.prod(grid.shape)
         available = host_memory()[1]
         keep = available is None or size <= KEPT_SHARE * available
+        # Those of classes serve only the search for doubtful places; without them the labels come
+        # to the image's grid in slabs.
+        keep = keep and (config.task == "instance" or size <= KEPT_CLASSES)
         self.wanted = keep or bool(request.maps)
         self.kept = KeptMaps(uuid4().hex, config, grid) if keep else None
         self._file: np.ndarray | None = None
