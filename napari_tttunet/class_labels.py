@@ -48,7 +48,7 @@ def look_of_classes(record: Mapping[str, Any]) -> dict[str, Any]:
     classes = record.get("classes") or ()
     if not classes:
         return {}
-    names = {"index": [0], "name": ["background"]}
+    names: dict[str, list[Any]] = {"index": [0], "name": ["background"]}
     for one in classes:
         names["index"].append(one["value"])
         names["name"].append(one["name"])
