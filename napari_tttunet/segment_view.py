@@ -39,6 +39,8 @@ from napari_tttunet.widgets import (
 _WHERE = (("Whole image", "whole"), ("What I see now", "view"), ("Rectangles I drew", "shapes"))
 _ALL, _ONE = ("All slices and frames", "all"), ("Only this slice", "current")
 _SOME = ("From one slice to another", "range")
+#: Of a box for the number of a slice: napari's own minimum makes the dock wider.
+_NUMBER_WIDTH = 72
 #: What 'What I see now' means where the viewer shows a volume.
 ALL_IS_SEEN = "In the 3D view, all of the image counts as seen."
 _TIPS = {
@@ -170,6 +172,7 @@ class SegmentView(QWidget):
         self._range_label = QLabel("From")
         form.addRow(self._range_label, self._range)
         for box in (self.first_slice, self.last_slice):
+            box.setMinimumWidth(_NUMBER_WIDTH)
             box.valueChanged.connect(lambda _: self.changed.emit())
         for combo in (self.where, self.planes):
             choose(combo, self._settings.get(f"segment.{combo.objectName()}", ""))

@@ -146,9 +146,9 @@ def test_organs_lie_on_the_grid_of_the_volume(
 
 
 def test_slices_of_an_oblique_volume_one_by_one(dock: Dock, tmp_path: Path) -> None:
-    path = write_volume(tmp_path / "case.nrrd", shape=(4, 40, 36))
+    path = write_volume(tmp_path / "case.nrrd", shape=(8, 40, 36))
     image = opened(dock, path, "nuclei")
-    assert "the 4 slices on its own" in dock.find("dimensions").text()
+    assert "the 8 slices on its own" in dock.find("dimensions").text()
     labels = dock.segment()
     same_place(labels, image)
     found = [set(np.unique(plane)) - {0} for plane in labels.data]
