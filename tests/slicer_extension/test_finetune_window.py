@@ -276,6 +276,7 @@ def test_what_cannot_be_saved_or_opened_is_said(window: Window, tmp_path: Path):
     window.until(lambda: ui.projectButton.enabled)
     window.click(ui.projectButton)
     assert told(window) == "Choose a folder for the project."
+    choose(ui.modelSelector, "organs")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "something").write_text("")
     ui.projectPath.currentPath = str(tmp_path / "full")
