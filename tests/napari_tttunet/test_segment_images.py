@@ -18,6 +18,7 @@ import zarr
 from films import write_video
 from napari_tttunet import sample_data
 from segmenting import Dock, same_place
+from tttunet.engine.messages import Log
 
 pytestmark = pytest.mark.usefixtures("_spare_references", "one_engine", "own_settings")
 
@@ -233,31 +234,22 @@ def test_numbers_that_are_none(viewer: Any, dock: Dock) -> None:
     assert dock.find("segment").isVisible()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of another process")
-def test_lack_of_memory_is_told_and_got_over(viewer: Any, dock: Dock) -> None:
-    import resource
-
-    from napari_tttunet.session import session
-
-    viewer.add_image(plane(), name="small")
-    dock.segment()  # everything is loaded now
-    viewer.add_image(np.tile(plane(256), (3, 3)), name="large")
-    dock.find("tile").setValue(768)
+def test_what_is_done_for_lack_of_memory_stays_told(viewer: Any, dock: Dock) -> None:
+    """The event is one of `tests/engine/test_ladder.py`: memory does not run out on request."""
+    viewer.add_image(plane())
     dock.until(lambda: "Needs about" in dock.find("need").text())
     assert "on the CPU" in dock.find("need").text()
-    worker = session().engine.worker_pid
-    lines = Path(f"/proc/{worker}/status").read_text().splitlines()
-    used = next(int(line.split()[1]) for line in lines if line.startswith("VmSize:")) * 1024
-    _, hard = resource.prlimit(worker, resource.RLIMIT_AS)
-    try:
-        resource.prlimit(worker, resource.RLIMIT_AS, (used + 400 * 2**20, hard))
-        labels = dock.segment()
-    finally:
-        resource.prlimit(worker, resource.RLIMIT_AS, (hard, hard))
-    assert "Memory ran out; trying tiles of" in dock.message()
+    dock.start()
+    run, warning = dock.widget.run, "Memory ran out; trying tiles of 64 x 64."
+    for _ in range(2):
+        run._hear(run._token, None, Log("warning", warning))
+    assert dock.message() == warning
+    dock.until(lambda: not run.running)
+    assert dock.message() == warning
     assert dock.widget.view.message.kind == "warning"
-    assert labels.metadata["tttunet"]["tile"] < [768, 768]
-    assert len(numbers(labels.data)) > 20
+    assert numbers(dock.labels().data)
+    dock.segment()
+    assert dock.message() == "", "it was another run"
 
 
 def test_the_copied_command_gives_the_same_labels(
