@@ -8,11 +8,12 @@ Qt is not needed here.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from napari_tttunet.annotation_restore import Plan, Stored, make_room, parts
 from napari_tttunet.strokes import Stroke, apply, bounds_of, old_labels
 from tttunet.projects.annotate import (
     pieces,
@@ -34,14 +35,6 @@ UNKNOWN, BACKGROUND, OBJECT = 0, 1, 2
 _HISTORY = 100
 
 
-class Stored(NamedTuple):
-    """A part of the corrections that a project has."""
-
-    bounds: Bounds
-    labels: np.ndarray
-    vouched: np.ndarray
-
-
 class Annotation:
     """The three states of the pixels of one Labels layer.
 
@@ -59,6 +52,7 @@ class Annotation:
     Attributes:
         state: uint8 of the layer's shape, see `UNKNOWN`, `BACKGROUND`, `OBJECT`.
         regions: the complete regions of this session.
+        edits: how often something was vouched for or taken back.
 
     Raises:
         ProjectError: such a layer cannot be annotated.
@@ -87,7 +81,9 @@ class Annotation:
         self.layer, self.task, self.dim = layer, task, dim
         self.regions: list[Region] = []
         self._thin = tuple(i for i, letter in enumerate(axes) if letter not in kept)
-        self._changed = changed
+        self.edits = 0
+        self._tell = changed
+        self._reach: Bounds | None = None
         self._array = layer.data
         self.state = np.zeros(layer.data.shape, np.uint8)
         self._done: deque[Stroke] = deque(maxlen=_HISTORY)
@@ -128,8 +124,8 @@ class Annotation:
         return self.labels[box].astype(np.int64), (self.marks[box] > 0).astype(np.uint8)
 
     def vouched_bounds(self) -> Bounds | None:
-        """The smallest box that holds everything vouched for."""
-        return tight_box(self.marks > 0)
+        """A box that holds everything vouched for; None: nothing ever was."""
+        return self._reach
 
     def counts(self) -> tuple[int, int]:
         """How many objects and pixels are vouched for here."""
@@ -158,8 +154,13 @@ class Annotation:
     def find(self, number: int, plane: tuple[int, ...]) -> tuple[int, ...] | None:
         """A pixel of an object in the slice (frame) of a pixel; None if there is none."""
         leading = self._plane(plane)
-        places = np.argwhere(self.labels[leading] == number)
-        return (*leading, *map(int, places[0])) if len(places) else None
+        part = self.labels[leading]
+        here = plane[len(leading)]  # in a volume, the slice that is shown comes first
+        for index in sorted(parts(part), key=lambda index: abs(sum(index) - here)):
+            places = np.argwhere(part[index] == number)
+            if len(places):
+                return (*leading, *index, *map(int, places[0]))
+        return None
 
     def mark(self, place: tuple[int, ...], checked: bool = True) -> int:
         """Mark the object at a pixel as checked, or take that back; its number, 0 if none."""
@@ -241,51 +242,78 @@ class Annotation:
     def is_checked(self, place: tuple[int, ...]) -> bool:
         return bool(self.marks[place] > 0)
 
-    def restore(self, stored: Sequence[Stored], regions: Sequence[Region] = ()) -> None:
-        """Put the corrections of a project into the layer, but not over what is vouched for here.
+    def plan(self, stored: Sequence[Stored], regions: Sequence[Region] = ()) -> Plan:
+        """What the corrections of a project change here; takes long: not for the window's thread.
 
-        Objects of the layer that have the number of a stored one get another number.
+        Objects of the layer that nobody checked and that have the number of a stored one get
+        another number.
 
         Raises:
-            ProjectError: the layer's kind of numbers is too small; nothing is changed.
+            ProjectError: the layer's kind of numbers is too small.
         """
-        labels = self.labels
-        largest = max((int(part.labels.max(initial=0)) for part in stored), default=0)
-        needed = largest
-        if self.task == "instance":  # some may get new numbers
-            needed = 2 * max(largest, int(labels.max(initial=0))) + 1
-        if stored and needed > np.iinfo(labels.dtype).max:
+        plan = Plan(self.edits, stored, regions)
+        if not stored:
+            return plan
+        labels, reach = self.labels, self.vouched_bounds()
+        if self.task == "instance":
+            box = _slices(reach) if reach is not None else (slice(0, 0),)
+            mine = np.unique(labels[box][self.marks[box] == OBJECT])
+            plan = Plan(plan.edits, stored, regions, make_room(labels, mine, stored))
+        if plan.largest > np.iinfo(labels.dtype).max:
             raise ProjectError(
                 f"'{self.layer.name}' holds {labels.dtype} numbers, too small ones for the "
                 "corrections of the project.",
                 "Convert its data type to int32 (menu of the layer list).",
             )
-        if self.task == "instance":
-            self._make_room(stored)
-        for part in stored:
-            box = _slices(part.bounds)
-            take = (part.vouched != 0) & (self.marks[box] == UNKNOWN)
-            labels[box] = np.where(take, part.labels, labels[box])
-            self._set(part.bounds, (self.marks[box] > 0) | take)
-        self.regions = [*regions, *self.regions]
-        if stored:  # strokes would bring back what was there before
-            self._done.clear()
-            self._undone.clear()
+        return plan
 
-    def _make_room(self, stored: Sequence[Stored]) -> None:
-        """Renumber objects of the layer that nobody checked and that have a stored number."""
-        labels = self.labels
-        none = np.zeros(0, int)
-        found = [np.unique(part.labels[part.vouched != 0]) for part in stored]
-        theirs = np.unique(np.concatenate([none, *found]))
-        mine = np.unique(labels[self.marks == OBJECT])
-        clash = np.setdiff1d(np.intersect1d(theirs[theirs > 0], np.unique(labels)), mine)
-        if not len(clash):
-            return
-        first = int(max(labels.max(initial=0), theirs.max(initial=0))) + 1
-        table = np.arange(int(labels.max()) + 1)
-        table[clash] = first + np.arange(len(clash))
-        labels[...] = table[labels]
+    def restoring(self, plan: Plan) -> Iterator[None]:
+        """Put the corrections of a project into the layer, but not over what is vouched for here.
+
+        In steps of some milliseconds; strokes may be made between them, and count. What was done
+        before can no longer be undone, unless nothing is stored.
+
+        Args:
+            plan: with the `edits` of now.
+        """
+        if plan.stored:
+            self._forget_history()
+        for part, where, old, new in plan.renumbered:
+            inside = self.labels[part]
+            now = inside[where]
+            inside[where] = np.where(now == old, new, now)
+            yield
+        for bounds, labels, vouched in plan.stored:
+            box = _slices(bounds)
+            take = (vouched != 0) & (self.marks[box] == UNKNOWN)
+            self.labels[box] = np.where(take, labels, self.labels[box])
+            self._set(bounds, (self.marks[box] > 0) | take)
+            yield
+        self.regions = [*plan.regions, *(r for r in self.regions if r not in plan.regions)]
+        if plan.stored:
+            self._forget_history()
+
+    def _forget_history(self) -> None:
+        """Undoing older strokes would bring back what was there before, and not in the project."""
+        layer = self.layer
+        self.settle()
+        mode, editable = layer.mode, layer.editable
+        layer.editable = True
+        layer.editable = False  # this is how napari forgets the history
+        layer.editable = editable
+        layer.mode = mode
+        self._done.clear()
+        self._undone.clear()
+        self._lengths = _history(layer)
+
+    def settle(self) -> None:
+        """Count what a stroke that goes on has painted until now."""
+        with self.layer.block_history():
+            pass  # napari tells of it at the end
+
+    def _changed(self, bounds: Bounds) -> None:
+        self.edits += 1
+        self._tell(bounds)
 
     # What napari tells
 
@@ -358,6 +386,11 @@ class Annotation:
         box = _slices(bounds)
         kind = np.where(self.labels[box] > 0, OBJECT, BACKGROUND)
         self.marks[box] = np.where(vouched != 0, kind, UNKNOWN)
+        if np.any(vouched):
+            old = self._reach or bounds
+            self._reach = tuple(
+                (min(a, c), max(b, d)) for (a, b), (c, d) in zip(old, bounds, strict=True)
+            )
 
     def _rim_of_task(self) -> tuple[int, ...]:
         return self.rim if self.task == "instance" else (0,) * self.labels.ndim

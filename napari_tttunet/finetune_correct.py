@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from qtpy.QtCore import QObject, QTimer, Signal
 
+from napari_tttunet.annotation import Annotation
 from napari_tttunet.axes import guess_axes
 from napari_tttunet.dock_work import weakly
 from napari_tttunet.finetune_images import Source
@@ -77,7 +79,8 @@ class Corrections(QObject):
         self._viewer, self._work = viewer, work
         self.unchecked = Unchecked(viewer, work)
         self._shapes: Any = None
-        self._removed: list[tuple[Any, Region]] = []
+        # Of removed labels, nothing is kept alive.
+        self._removed: WeakKeyDictionary[Annotation, list[Region]] = WeakKeyDictionary()
         self.labels: Any = None
 
     # Which labels
@@ -229,19 +232,20 @@ class Corrections(QObject):
             self.said.emit("There is no complete region under the mouse.")
             return
         self._work.remove_region(region)
-        self._removed.append((annotation, region))
+        self._removed.setdefault(annotation, []).append(region)
         self.said.emit("The region is not complete any more; Put back undoes this.")
 
     @property
     def can_put_back(self) -> bool:
         """Whether a region of these labels was removed."""
-        return bool(self._removed) and self._removed[-1][0] is self._work.annotation
+        annotation = self._work.annotation
+        return annotation is not None and bool(self._removed.get(annotation))
 
     def put_back(self) -> None:
         """Complete the region again that was removed last."""
         if self.can_put_back and self._ready():
-            _, region = self._removed.pop()
-            self._work.complete(region)
+            assert self._work.annotation is not None
+            self._work.complete(self._removed[self._work.annotation].pop())
             self.said.emit("The region is complete again.")
 
     def show_region(self, region: Region) -> None:

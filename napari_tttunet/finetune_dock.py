@@ -181,11 +181,7 @@ class FinetuneDock(QWidget):
         from napari.layers import Labels
 
         found = [layer for layer in self.viewer.layers if isinstance(layer, Labels)]
-        annotation, source = self.work.annotation, self.work.source
-        if annotation is not None and source is not None:
-            gone = annotation.layer not in found or source.layer not in self.viewer.layers
-            if gone:
-                self.work.forget_layer()
+        self.work.layers_changed()
         if self.corrections.labels not in found:
             self.corrections.choose(None)
         self._active_changed()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_tttunet.annotation import Stored
+from napari_tttunet.annotation_restore import Stored
 from napari_tttunet.geometry import Transform
 from napari_tttunet.layers import label_grid, layer_array
 from tttunet.errors import TTTUNetError
@@ -104,6 +104,39 @@ def layer_of(image: Any, reference: ImageReference, known: Sequence[tuple[Any, s
         if reference.copied and alike and np.array_equal(np.asarray(window), pixels):
             return layer
     return None
+
+
+def show(viewer: Any, image: Any, opened: Opened, layer: Any) -> tuple[Any, Source]:
+    """An image of the project in the viewer, and empty labels for its corrections.
+
+    Args:
+        viewer: napari's viewer.
+        image: with its pixels.
+        opened: what the project has of it.
+        layer: that shows it already, see `layer_of`; None: there is none.
+    """
+    from napari.layers import Labels, Layer
+
+    from napari_tttunet.convert import image_layers
+
+    axes = image.axes
+    if layer is None or layer not in viewer.layers:
+        made = [Layer.create(*data) for data in image_layers(image)]
+        viewer.layers.extend(made)
+        layer = made[-1]
+        axes = axes if image.rgb or "C" not in axes else axes.replace("C", "")
+    elif "C" in axes and layer.ndim < len(axes) and not layer.rgb:
+        axes = axes.replace("C", "")
+    if layer.rgb:
+        axes = axes.replace("C", "") + "S"
+    grid = label_grid(layer, axes)
+    arguments = grid.arguments()
+    labels = Labels(grid.empty(np.int32), **arguments, name=f"{opened.image.name}: corrections")
+    labels.metadata = {
+        "tttunet": {**arguments["metadata"]["tttunet"], "image": layer.name, "corrected": True}
+    }
+    viewer.layers.append(labels)
+    return labels, Source(layer, axes, opened.image.channel)
 
 
 def path_of(layer: Any) -> str:

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections import deque
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from qtpy.QtCore import QObject, Signal
+from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_tttunet.annotation import Annotation
 from napari_tttunet.annotation_overlay import Overlay
+from napari_tttunet.annotation_restore import Plan
 from napari_tttunet.dock_work import Background
+from napari_tttunet.finetune_begun import Begun, do_all, store_all
 from napari_tttunet.finetune_images import (
     Opened,
     Source,
-    add_image,
     is_image,
     label_axes,
     layer_of,
     mark_as_corrected,
     path_of,
     read_corrections,
+    show,
     task_of,
 )
-from napari_tttunet.layers import image_fields, label_grid, layer_array
 from napari_tttunet.settings import Settings
 from tttunet.errors import TTTUNetError
 from tttunet.projects import Autosaver, Project, ProjectError, Region, describe
@@ -37,6 +37,8 @@ from tttunet.projects.schema import Bounds, ImageReference
 SAVE_AFTER = 1.0
 #: How many projects are remembered.
 RECENT = 8
+#: Seconds that bringing corrections into the labels takes the window's thread at a time.
+_STEP = 0.02
 
 
 class ProjectWork(QObject):
@@ -48,6 +50,7 @@ class ProjectWork(QObject):
         failed: an exception to tell.
         project: the open one, or None.
         annotation: of the labels that are corrected, or None.
+        source: the image of these labels, or None.
         text: what would be used for training, in words.
     """
 
@@ -61,17 +64,24 @@ class ProjectWork(QObject):
         self._viewer, self._settings = viewer, settings
         self._background = Background(self)
         self.project: Project | None = None
-        self.annotation: Annotation | None = None
-        self.source: Source | None = None
         self.image: ImageReference | None = None
         self.text = ""
         self._overlay: Overlay | None = None
         self._saver: Autosaver | None = None
-        self._adding = False
-        self._pending: deque[tuple[Region, bool]] = deque()
-        self._regions_lock = threading.Lock()
+        self._current: Begun | None = None
+        self._kept: list[Begun] = []  # other labels, which no project has yet
+        self._adding: list[Begun] = []
+        self._storing = 0
         self._waiting: list[Callable[[], None]] = []
         self._saved.connect(self._on_saved)
+
+    @property
+    def annotation(self) -> Annotation | None:
+        return self._current.annotation if self._current is not None else None
+
+    @property
+    def source(self) -> Source | None:
+        return self._current.source if self._current is not None else None
 
     # Projects
 
@@ -93,7 +103,7 @@ class ProjectWork(QObject):
         old = self._let_go()
 
         def work() -> tuple[Project, str]:
-            _close(*old)
+            do_all(old)
             project = make()
             return project, describe(project)
 
@@ -109,9 +119,13 @@ class ProjectWork(QObject):
         recent = [folder, *(path for path in self.recent if path != folder)][:RECENT]
         self._settings.set("finetune.recent", recent)
         self._settings.save_soon()
-        if self.annotation is not None:  # what was done before there was a project
-            self.annotation.task, self.annotation.dim = self.project.task, self.project.dim
-        if self.annotation is not None and self.annotation.vouched_bounds() is not None:
+        kept = list(self._kept)
+        for begun in (*kept, *([self._current] if self._current is not None else [])):
+            # What was done before there was a project.
+            begun.annotation.task, begun.annotation.dim = self.project.task, self.project.dim
+        for begun in kept:
+            self._store(begun)
+        if self._current is not None and self._current.holds:
             self.add_image()
         elif self.project.images:
             last = self.project.settings.get("image", "")
@@ -120,20 +134,36 @@ class ProjectWork(QObject):
         self.opened.emit()
         self.changed.emit()
 
-    def _let_go(self) -> tuple[Autosaver | None, Project | None]:
-        """Forget the project; what must be closed, which takes time."""
-        saver, project = self._saver, self.project
+    def _let_go(self) -> list[Callable[[], object]]:
+        """Forget the project; what must be done for it, which takes time."""
+        saver, project, image, begun = self._saver, self.project, self.image, self._current
+        unsaved = list(self._kept)
         self._saver, self.project, self.image, self.text = None, None, None, ""
-        if project is not None:
-            self._drop_annotation()  # it belongs to the old one
-        return saver, project
+        if project is None:
+            return []
+        self._drop_annotation()  # it belongs to the old one
+        self._kept = []
+        calls: list[Callable[[], object]] = []
+        if saver is not None:
+            calls.append(saver.close)
+        if begun is not None and image is not None and begun.pending:
+            calls.append(lambda: begun.write_regions(project, image))
+        if begun is not None and saver is None and begun.holds:
+            unsaved.append(begun)
+        calls.append(lambda: store_all(unsaved, project))
+        for one in unsaved:
+            one.annotation.close()
+        return [*calls, project.close]
 
     def close(self) -> None:
         """Write everything; the dock or the viewer goes. Waits for the disk."""
         old = self._let_go()
         self._drop_annotation()
+        for begun in self._kept:
+            begun.annotation.close()
+        self._kept = []
         with contextlib.suppress(Exception):  # nobody is left to be told
-            _close(*old)
+            do_all(old)
 
     # Labels
 
@@ -149,38 +179,99 @@ class ProjectWork(QObject):
         task, dim = task_of(layer) or ("instance", 2)
         if self.project is not None:
             task, dim = self.project.task, self.project.dim
-        try:
-            axes = label_axes(layer, source)
-            annotation = Annotation(
-                layer, axes, source.kept, task=task, dim=dim, changed=self._changed
-            )
-        except TTTUNetError as error:
-            self.failed.emit(error)
-            return False
-        self._stop_annotating()
-        self.annotation, self.source = annotation, source
+        begun = next((one for one in self._kept if one.annotation.layer is layer), None)
+        if begun is not None:
+            self._kept.remove(begun)
+        else:
+            try:
+                axes, kept = label_axes(layer, source), source.kept
+                changed = partial(self._changed, layer)
+                annotation = Annotation(layer, axes, kept, task=task, dim=dim, changed=changed)
+            except TTTUNetError as error:
+                self.failed.emit(error)
+                return False
+            begun = Begun(annotation, source)
+        self._set_down()
+        self._current = begun
+        if begun.holds:
+            self._draw()
+            self.add_image()
         return True
 
-    def _stop_annotating(self) -> None:
-        """Go on with other labels: what is there is written."""
-        saver, self._saver, self.image = self._saver, None, None
+    def _set_down(self) -> None:
+        """Go on with other labels: what is there is written, or kept until it can be."""
+        begun, saver, image, project = self._current, self._saver, self.image, self.project
+        self._saver, self.image = None, None
+        if saver is None and begun is not None and begun.holds:
+            self._current = None
+            self._close_overlay()
+            self._kept.append(begun)
+            if project is not None:
+                self._store(begun)
+            return
         self._drop_annotation()
-        if saver is not None:
-            self._background.run(lambda: _close(saver, None), lambda _: None, self.failed.emit)
+        calls: list[Callable[[], object]] = [saver.close] if saver is not None else []
+        if begun is not None and project is not None and image is not None and begun.pending:
+            calls.append(lambda: begun.write_regions(project, image))
+        if calls:
+            self._in_thread(lambda: do_all(calls))
 
     def _drop_annotation(self) -> None:
-        annotation, self.annotation, self.source = self.annotation, None, None
+        begun, self._current = self._current, None
+        if begun is not None:
+            begun.annotation.close()
+        self._close_overlay()
+
+    def _close_overlay(self) -> None:
         overlay, self._overlay = self._overlay, None
-        self._pending = deque()
-        if annotation is not None:
-            annotation.close()
         if overlay is not None:
             overlay.close()
 
-    def forget_layer(self) -> None:
-        """The labels or their image were removed from the viewer: what is checked is kept."""
-        self._stop_annotating()
-        self.changed.emit()
+    def _draw(self) -> None:
+        annotation = self.annotation
+        if self._overlay is not None:
+            self._overlay.draw()
+        elif annotation is not None and annotation.layer in self._viewer.layers:
+            self._overlay = Overlay(self._viewer, annotation.layer, annotation.state)
+
+    def _store(self, begun: Begun) -> None:
+        """Write labels that are not the current ones into the project, in a thread."""
+        project, edits = self.project, begun.annotation.edits
+        assert project is not None
+        self._storing += 1
+
+        def then(_: Any) -> None:
+            self._storing -= 1
+            if self.project is project and begun in self._kept:
+                if begun.annotation.edits != edits:  # meanwhile
+                    self._store(begun)
+                else:
+                    self._kept.remove(begun)
+                    begun.annotation.close()
+            self.count()
+            self._go_on()
+
+        def failed(error: Exception) -> None:
+            self._storing -= 1
+            if self.project is project:
+                self.failed.emit(error)
+            self._go_on()
+
+        self._background.run(lambda: store_all([begun], project), then, failed)
+
+    def layers_changed(self) -> None:
+        """Layers were removed from the viewer: what was checked in them is kept in the project."""
+
+        def gone(begun: Begun) -> bool:
+            layers = self._viewer.layers
+            return begun.annotation.layer not in layers or begun.source.layer not in layers
+
+        if self._current is not None and gone(self._current):
+            self._set_down()
+            self.changed.emit()
+        for begun in [one for one in self._kept if self.project is None and gone(one)]:
+            self._kept.remove(begun)
+            begun.annotation.close()
 
     def complete(self, region: Region) -> None:
         """Vouch for a region, here and in the project.
@@ -188,30 +279,27 @@ class ProjectWork(QObject):
         Raises:
             ProjectError: it holds no pixel.
         """
-        assert self.annotation is not None
-        self.annotation.complete(region)
-        self._pending.append((region, True))
+        assert self._current is not None
+        self._current.annotation.complete(region)
+        self._current.pending.append((region, True))
         self._save_regions()
 
     def remove_region(self, region: Region) -> None:
         """Vouch for a complete region no more, here and in the project."""
-        assert self.annotation is not None
-        self.annotation.remove_region(region)
-        self._pending.append((region, False))
+        assert self._current is not None
+        self._current.annotation.remove_region(region)
+        self._current.pending.append((region, False))
         self._save_regions()
 
-    def _changed(self, bounds: Bounds) -> None:
-        """The annotation tells that something is to be drawn and saved."""
-        annotation = self.annotation
-        assert annotation is not None
-        mark_as_corrected(annotation.layer)
-        if self._overlay is None and annotation.layer in self._viewer.layers:
-            self._overlay = Overlay(self._viewer, annotation.layer, annotation.state)
-        elif self._overlay is not None:
-            self._overlay.draw()
+    def _changed(self, layer: Any, bounds: Bounds) -> None:
+        """An annotation tells that something is to be drawn and saved."""
+        mark_as_corrected(layer)
+        if self.annotation is None or self.annotation.layer is not layer:
+            return
+        self._draw()
         if self._saver is not None:
             self._saver.changed(bounds)
-        elif self.project is not None:
+        else:
             self.add_image()
         self.changed.emit()
 
@@ -219,54 +307,70 @@ class ProjectWork(QObject):
 
     def add_image(self) -> None:
         """Have the image of the labels in the project, and bring its corrections here."""
-        project, source = self.project, self.source
-        if project is None or source is None or self._adding:
+        project, begun = self.project, self._current
+        if project is None or begun is None or begun in self._adding:
             return
-        self._adding = True
-        annotation = self.annotation
-        layer = source.layer
-        path = getattr(getattr(layer, "source", None), "path", None)
-        window = layer_array(layer)
-        fields = image_fields(layer, source.axes)
-        fields.pop("rgb")
-        axes = fields.pop("axes")
+        self._adding.append(begun)
+        place = begun.place(project)
+        self._plan(project, begun, lambda: read_corrections(project, place()))
 
-        def work() -> Opened:
-            image = add_image(project, path, window, axes, source, fields)
-            return read_corrections(project, image)
+    def _plan(self, project: Project, begun: Begun, read: Callable[[], Opened]) -> None:
+        """Find out in a thread what the corrections change in the labels, then do it."""
 
-        def then(opened: Opened) -> None:
-            self._adding = False
-            if self.project is project and self.annotation is annotation:
-                self._attach(opened)
-            self._go_on()
+        def work() -> tuple[Opened, Plan | ProjectError]:
+            opened = read()
+            try:
+                return opened, begun.plan(opened)
+            except ProjectError as error:
+                return opened, error
+
+        def then(found: tuple[Opened, Plan | ProjectError]) -> None:
+            opened, plan = found
+            if self.project is not project or self._current is not begun:
+                self._added(begun)
+            elif isinstance(plan, ProjectError):
+                self.failed.emit(plan)
+                self._drop_annotation()
+                self._added(begun)
+            else:
+                begun.annotation.settle()
+                if plan.edits == begun.annotation.edits:
+                    self._restore(begun, opened, begun.annotation.restoring(plan))
+                else:  # something was marked or painted meanwhile
+                    self._plan(project, begun, lambda: opened)
 
         def failed(error: Exception) -> None:
-            self._adding = False
-            self.failed.emit(error)
-            self._go_on()
+            if self.project is project:
+                self.failed.emit(error)
+            self._added(begun)
 
         self._background.run(work, then, failed)
+
+    def _restore(self, begun: Begun, opened: Opened, steps: Iterator[None]) -> None:
+        """Go through the steps, a little at a time, then save what is done from now on."""
+        project, end = self.project, time.monotonic() + _STEP
+        for _ in steps:
+            if time.monotonic() >= end:
+                QTimer.singleShot(0, lambda: self._restore_on(project, begun, opened, steps))
+                return
+        self._attach(opened)
+        self._added(begun)
+
+    def _restore_on(
+        self, project: Project | None, begun: Begun, opened: Opened, steps: Iterator[None]
+    ) -> None:
+        if self.project is project and self._current is begun:
+            self._restore(begun, opened, steps)
+        else:
+            self._added(begun)
+
+    def _added(self, begun: Begun) -> None:
+        self._adding.remove(begun)
+        self._go_on()
 
     def _attach(self, opened: Opened) -> None:
         annotation, project = self.annotation, self.project
         if annotation is None or project is None:
-            return
-        if annotation.labels.shape != opened.image.label_shape:
-            self.failed.emit(
-                ProjectError(
-                    f"'{annotation.layer.name}' has the shape {annotation.labels.shape}, its image "
-                    f"{opened.image.label_shape}.",
-                    "Correct labels that cover the whole image at its full resolution.",
-                )
-            )
-            self._drop_annotation()
-            return
-        try:
-            annotation.restore(opened.stored, opened.regions)
-        except ProjectError as error:
-            self.failed.emit(error)
-            self._drop_annotation()
             return
         if opened.stored:
             annotation.layer.refresh()
@@ -280,37 +384,23 @@ class ProjectWork(QObject):
         )
         bounds = annotation.vouched_bounds()
         if bounds is not None:
-            self._changed(bounds)
+            self._changed(annotation.layer, bounds)
         self._save_regions()
-        settings = {**project.settings, "image": opened.image.id}
-        self._in_thread(lambda: project.update(settings=settings))
+        self._in_thread(lambda: project.set_setting("image", opened.image.id))
 
     def _save_regions(self) -> None:
-        annotation, project, image = self.annotation, self.project, self.image
-        if annotation is None or project is None or image is None or self._saver is None:
-            return
-        if self._pending:
+        if self._saver is not None and self._current is not None and self._current.pending:
             self._background.run(self._writer(), self._on_saved, self.failed.emit)
 
     def _writer(self) -> Callable[[], None]:
         """Writes what is pending; not to be called in the window's thread."""
-        annotation, project, image = self.annotation, self.project, self.image
-        saver, pending = self._saver, self._pending
+        saver, begun, project, image = self._saver, self._current, self.project, self.image
 
         def write() -> None:
-            if saver is None:
-                return
-            saver.flush()
-            if annotation is None or project is None or image is None:
-                return
-            with self._regions_lock:  # one after the other, in their order
-                corrections = project.corrections(image.id)
-                while pending:
-                    region, complete = pending.popleft()
-                    if complete:
-                        corrections.complete(region, annotation.read(region.bounds)[0])
-                    elif region in corrections.regions:
-                        corrections.remove_region(corrections.regions.index(region))
+            if saver is not None:
+                saver.flush()
+            if begun is not None and project is not None and image is not None:
+                begun.write_regions(project, image)
 
         return write
 
@@ -318,6 +408,8 @@ class ProjectWork(QObject):
         """In the window's thread: something was written, or could not be."""
         if isinstance(result, Exception):
             self.failed.emit(result)
+        else:
+            self._save_regions()  # that could not be written before
         self.count()
 
     def count(self) -> None:
@@ -347,7 +439,7 @@ class ProjectWork(QObject):
             failed: hears what went wrong.
         """
         project = self.project
-        if self._adding:  # the corrections have no place yet
+        if self._adding or self._storing:  # corrections have no place yet
             self._waiting.append(lambda: self.flush(then, work, failed))
             return
         if project is None:  # it was closed meanwhile
@@ -362,7 +454,9 @@ class ProjectWork(QObject):
         self._background.run(do, then, failed)
 
     def _go_on(self) -> None:
-        """What waited for the image to be added."""
+        """What waited for images to be added."""
+        if self._adding or self._storing:
+            return
         waiting, self._waiting = self._waiting, []
         for call in waiting:
             call()
@@ -387,39 +481,14 @@ class ProjectWork(QObject):
         self._background.run(work, self._show, self.failed.emit)
 
     def _show(self, found: tuple[Any, ...]) -> None:
-        from napari.layers import Labels, Layer
-
-        from napari_tttunet.convert import image_layers
-
         project, opened, image, layer = found
         if project is not self.project:
             return
-        axes = image.axes
-        if layer is None or layer not in self._viewer.layers:
-            made = [Layer.create(*data) for data in image_layers(image)]
-            self._viewer.layers.extend(made)
-            layer = made[-1]
-            axes = axes if image.rgb or "C" not in axes else axes.replace("C", "")
-        elif "C" in axes and layer.ndim < len(axes) and not layer.rgb:
-            axes = axes.replace("C", "")
-        if layer.rgb:
-            axes = axes.replace("C", "") + "S"
-        grid = label_grid(layer, axes)
-        arguments = grid.arguments()
-        labels = Labels(grid.empty(np.int32), **arguments, name=f"{opened.image.name}: corrections")
-        labels.metadata = {
-            "tttunet": {**arguments["metadata"]["tttunet"], "image": layer.name, "corrected": True}
-        }
-        self._viewer.layers.append(labels)
-        if self.annotate(labels, Source(layer, axes, opened.image.channel)):
-            self._attach(opened)
+        labels, source = show(self._viewer, image, opened, layer)
+        if self.annotate(labels, source):
+            begun = self._current
+            assert begun is not None
+            self._adding.append(begun)  # empty labels: nothing has to make room
+            plan = Plan(begun.annotation.edits, opened.stored, opened.regions)
+            self._restore(begun, opened, begun.annotation.restoring(plan))
         self.changed.emit()
-
-
-def _close(saver: Autosaver | None, project: Project | None) -> None:
-    try:
-        if saver is not None:
-            saver.close()
-    finally:
-        if project is not None:
-            project.close()

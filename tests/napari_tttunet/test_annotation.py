@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ pytest.importorskip("napari")
 
 from napari.layers import Labels
 
-from napari_tttunet.annotation import BACKGROUND, OBJECT, UNKNOWN, Annotation, Stored
+from napari_tttunet.annotation import BACKGROUND, OBJECT, UNKNOWN, Annotation
+from napari_tttunet.annotation_restore import Stored
 from tttunet.projects.regions import Region
 from tttunet.projects.schema import ProjectError
 
@@ -29,6 +31,18 @@ def annotated(
     options = {"task": "instance", "dim": 2, **options}
     annotation = Annotation(layer, axes, kept or axes, changed=heard.append, **options)
     return layer, annotation, heard
+
+
+def restore(annotation: Annotation, stored: list[Stored], regions: Sequence[Region] = ()) -> None:
+    for _ in annotation.restoring(annotation.plan(stored, regions)):
+        pass
+
+
+def stored_object() -> Stored:
+    """Object 3 at another place than in `some_labels`."""
+    stored = np.zeros((60, 80), np.int32)
+    stored[30:35, 30:35] = 3
+    return Stored(((0, 60), (0, 80)), stored, (stored > 0).astype(np.uint8))
 
 
 def test_a_painted_object_is_checked_whole_with_its_rim() -> None:
@@ -175,7 +189,7 @@ def test_stored_corrections_come_back_under_their_numbers() -> None:
     annotation.mark((15, 15))
     stored = np.zeros((60, 80), np.int32)
     stored[30:35, 30:35], stored[12:18, 12:18] = 3, 8
-    annotation.restore([Stored(((0, 60), (0, 80)), stored, (stored > 0).astype(np.uint8))])
+    restore(annotation, [Stored(((0, 60), (0, 80)), stored, (stored > 0).astype(np.uint8))])
     assert (layer.data[30:35, 30:35] == 3).all()
     assert layer.data[45, 65] not in (0, 3), "an unchecked object made room"
     assert (layer.data[10:20, 10:20] == 1).all(), "what was checked here stays"
@@ -199,7 +213,7 @@ def test_numbers_that_do_not_fit_are_refused() -> None:
     layer, annotation, _ = annotated(some_labels().astype(np.uint8))
     stored = np.full((60, 80), 300, np.int32)
     with pytest.raises(ProjectError, match="int32"):
-        annotation.restore([Stored(((0, 60), (0, 80)), stored, np.ones((60, 80), np.uint8))])
+        restore(annotation, [Stored(((0, 60), (0, 80)), stored, np.ones((60, 80), np.uint8))])
     np.testing.assert_array_equal(layer.data, some_labels())
 
 
@@ -239,6 +253,72 @@ def test_a_polygon_is_found_by_its_inside() -> None:
 def test_a_project_without_corrections_keeps_what_can_be_undone() -> None:
     layer, annotation, _ = annotated(np.zeros((60, 80), np.int32))
     layer.data_setitem((np.array([5, 6]), np.array([5, 6])), 3)
-    annotation.restore([])
+    restore(annotation, [])
     layer.undo()
     assert not annotation.state.any()
+
+
+def test_what_was_done_before_the_project_came_is_not_undone_halfway() -> None:
+    layer, annotation, _ = annotated(some_labels())
+    layer.mode, layer.brush_size = "paint", 3
+    layer.paint((15, 15), 7)
+    restore(annotation, [stored_object()])
+    painted, state = layer.data.copy(), annotation.state.copy()
+    layer.undo()
+    np.testing.assert_array_equal(layer.data, painted)
+    np.testing.assert_array_equal(annotation.state, state)
+    assert layer.mode == "paint"
+    layer.paint((50, 10), 20)
+    layer.undo()
+    np.testing.assert_array_equal(annotation.state, state)
+    assert (layer.data != 20).all()
+    layer.redo()
+    assert annotation.state[50, 10] == OBJECT
+
+
+def test_a_stroke_that_goes_on_while_the_project_comes_counts() -> None:
+    layer, annotation, _ = annotated(some_labels())
+    layer.brush_size = 1
+    layer._begin_stroke()  # as the mouse is pressed
+    layer.paint((50, 10), 8)
+    plan = annotation.plan([stored_object()])
+    annotation.settle()
+    assert annotation.edits > plan.edits
+    restore(annotation, [stored_object()])
+    layer.paint((50, 11), 8)
+    layer._commit_stroke()
+    assert (annotation.state[50, 10:12] == OBJECT).all()
+
+
+def test_only_clashing_numbers_change_when_room_is_made() -> None:
+    data = some_labels()
+    data[50:, :20], data[0, 0] = -1, 2**24
+    layer, annotation, _ = annotated(data.copy())
+    restore(annotation, [stored_object()])
+    moved, stored = data == 3, stored_object().vouched > 0
+    np.testing.assert_array_equal(layer.data[~moved & ~stored], data[~moved & ~stored])
+    assert set(layer.data[moved].tolist()) == {2**24 + 1}
+
+
+def test_numbers_of_one_byte_are_enough_for_a_few_objects() -> None:
+    layer, annotation, _ = annotated((some_labels() * 60).astype(np.uint8))
+    restore(annotation, [stored_object()])
+    assert (layer.data[30:35, 30:35] == 3).all()
+
+
+def test_a_stack_makes_room_in_all_slices_and_needs_no_look_at_the_rest() -> None:
+    data = np.stack([some_labels()] * 3)
+    layer, annotation, heard = annotated(data.copy(), "ZYX", dim=3)
+    flat = stored_object()
+    stored = Stored(((1, 2), (0, 60), (0, 80)), flat.labels[None], flat.vouched[None])
+    regions = [Region(((1, 2), (0, 5), (0, 5)))]
+    annotation.complete(regions[0])
+    restore(annotation, [stored], regions)
+    assert annotation.regions == regions, "the same region is there once"
+    assert (layer.data[data == 3] == 4).all()
+    assert annotation.find(4, (2, 0, 0)) == (2, 40, 60), "in the slice that is shown"
+    assert annotation.find(3, (2, 0, 0)) == (1, 30, 30)
+    assert annotation.vouched_bounds() == ((1, 2), (0, 60), (0, 80))
+    plan = annotation.plan([])
+    assert not plan.renumbered
+    assert heard
