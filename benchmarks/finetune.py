@@ -36,6 +36,7 @@ import torch
 from record import write_result
 
 from tttunet.models.model import Model, load_model
+from tttunet.training.checkpoint import CHECKPOINT_NAME
 from tttunet.training.dataset import open_dataset
 from tttunet.training.finetune import finetune
 from tttunet.training.heldout_scores import Tally, tally
@@ -244,7 +245,7 @@ class Benchmark:
                 overrides={**SMALLER, "network": {**SMALLER["network"], **network}},
                 cache=folder / "cache",
                 device=self.options.device,
-                overwrite=True,
+                resume=(folder / arm / CHECKPOINT_NAME).is_file(),
             )
             model = folder / arm / "model"
             samples, origin = read_split(data, "train")
