@@ -317,7 +317,9 @@ def _mean_labels(frames: Iterable[tuple[Image, _Maps]], config: ModelConfig) -> 
         known = [plane for plane in planes if plane is not None]
         if not known:
             continue
-        mean = np.sum(known, axis=0, dtype=np.float32)
+        mean = known[0].astype(np.float32)  # their sum, which has the same largest class
+        for plane in known[1:]:
+            mean += plane
         mean[0] += len(planes) - len(known)  # a constant plane is background for certain
         labels[index] = keep_largest(decode_maps(mean, config), config.plan.keep_largest)
     return labels
