@@ -317,11 +317,11 @@ def _mean_labels(frames: Iterable[tuple[Image, _Maps]], config: ModelConfig) -> 
         known = [plane for plane in planes if plane is not None]
         if not known:
             continue
-        mean = known[0].astype(np.float32)  # their sum, which has the same largest class
+        total = known[0].astype(np.float32)  # has the same largest class as the mean
         for plane in known[1:]:
-            mean += plane
-        mean[0] += len(planes) - len(known)  # a constant plane is background for certain
-        labels[index] = keep_largest(decode_maps(mean, config), config.plan.keep_largest)
+            total += plane
+        total[0] += len(planes) - len(known)  # a constant plane is background for certain
+        labels[index] = keep_largest(decode_maps(total, config), config.plan.keep_largest)
     return labels
 
 
