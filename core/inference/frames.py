@@ -316,9 +316,11 @@ def _mean_labels(frames: Iterable[tuple[Image, _Maps]], config: ModelConfig) -> 
         known = [plane for plane in planes if plane is not None]
         if not known:
             continue
-        mean = np.stack(known).sum(0, dtype=np.float32)
-        mean[0] += len(planes) - len(known)  # a constant plane is background for certain
-        labels[index] = decode_maps(mean, config)
+        total = known[0].astype(np.float32)  # has the same largest class as the mean
+        for plane in known[1:]:
+            total += plane
+        total[0] += len(planes) - len(known)  # a constant plane is background for certain
+        labels[index] = decode_maps(total, config)
     return labels
 
 
