@@ -157,9 +157,10 @@ class Annotation:
         part = self.labels[leading]
         here = plane[len(leading)]  # in a volume, the slice that is shown comes first
         for index in sorted(parts(part), key=lambda index: abs(sum(index) - here)):
-            places = np.argwhere(part[index] == number)
-            if len(places):
-                return (*leading, *index, *map(int, places[0]))
+            found = part[index] == number
+            first = int(found.argmax())  # stops there
+            if found.flat[first]:
+                return (*leading, *index, *map(int, np.unravel_index(first, found.shape)))
         return None
 
     def mark(self, place: tuple[int, ...], checked: bool = True) -> int:

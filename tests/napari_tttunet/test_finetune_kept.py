@@ -165,3 +165,51 @@ def test_a_taken_back_region_keeps_no_removed_labels_alive(tuning: Tuning, tmp_p
         return not len(correct._removed)
 
     tuning.until(freed)
+
+
+def test_corrections_of_a_large_image_come_little_by_little(
+    tuning: Tuning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("napari_tttunet.finetune_project._STEP", 0.0)
+    folder, work = tmp_path / "cells", tuning.dock.work
+    noise = np.random.default_rng(0).integers(0, 255, (600, 600), dtype=np.uint8)
+    truth = np.kron(np.arange(1, 401, dtype=np.int32).reshape(20, 20), np.ones((30, 30), np.int32))
+    with Project.create(folder) as project:
+        image = project.add_image(noise, axes="YX", name="noise")
+        project.corrections(image).complete(Region(((0, 600), (0, 500))), truth[:, :500])
+    tuning.dock.open_project(folder)
+    tuning.until(lambda: work.annotation is not None)
+    annotation, steps = work.annotation, work._adding[:]
+    assert steps, "only the first step is done"
+    assert not annotation.state[:, :500].all()
+    annotation.layer.paint((590, 10), 999)  # what is painted meanwhile stays
+    annotation.layer.paint((5, 590), 998)
+    tuning.saved()
+    assert not work._adding
+    shown, (labels, vouched) = annotation.labels, stored(folder)
+    np.testing.assert_array_equal(vouched, annotation.state > 0)
+    np.testing.assert_array_equal(labels[vouched > 0], shown[vouched > 0])
+    assert annotation.state[:, :500].all()
+    assert labels[590, 10] == 999
+    assert labels[5, 590] == 998
+    assert shown[300, 300] == truth[300, 300]
+
+
+def test_what_is_marked_while_room_is_made_counts(
+    tuning: Tuning, two: tuple[Any, Any], tmp_path: Path
+) -> None:
+    mine, _ = two
+    folder, planned = tuning.new_project(tmp_path), []
+    annotation = tuning.dock.work.annotation
+    plan = annotation.plan
+
+    def slow(*arguments: Any) -> Any:
+        planned.append(plan(*arguments))
+        annotation.edits += len(planned) < 3  # as if something was painted just now
+        return planned[-1]
+
+    annotation.plan = slow
+    mine.paint((15, 15), 1)
+    tuning.saved()
+    assert len(planned) == 3
+    assert stored(folder)[0][15, 15] == 1
