@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,7 @@ def test_what_is_marked_while_room_is_made_counts(
     plan = annotation.plan
 
     def slow(*arguments: Any) -> Any:
+        assert threading.current_thread() is not threading.main_thread()
         planned.append(plan(*arguments))
         annotation.edits += len(planned) < 3  # as if something was painted just now
         return planned[-1]
