@@ -195,9 +195,11 @@ def test_file_that_lies_elsewhere_now_leaves_nothing_in_the_scene(
     volume.SetOrigin(0, 0, 0)
     nodes.save(volume, source)
     count = scene.GetNumberOfNodes()
-    with logic.client.open_project(tmp_path / "begun") as project:
-        with pytest.raises(RequestError, match="lies elsewhere"):
-            Projects.open_corrections(project, project.images[0])
+    with (
+        logic.client.open_project(tmp_path / "begun") as project,
+        pytest.raises(RequestError, match="lies elsewhere"),
+    ):
+        Projects.open_corrections(project, project.images[0])
     assert scene.GetNumberOfNodes() == count
 
 
