@@ -77,7 +77,7 @@ def test_environment_is_made_from_a_folder_of_wheels_and_removed(
     with pytest.raises(RequestError, match="not installed yet"):
         installer.environment()
     plan = installer.plan("cpu", wheels)
-    assert str(installer.folder) in plan.summary
+    assert str(plan.folder) in plan.summary
     assert "Slicer's own Python is not changed" in plan.summary
     assert not installer.root.exists(), "nothing is made before the user agrees"
 
@@ -86,14 +86,15 @@ def test_environment_is_made_from_a_folder_of_wheels_and_removed(
     with pytest.raises(RequestError, match="No matching distribution found for napari-tttunet"):
         installer.install(plan, quiet)
     assert installer.chosen() == "", "what failed is not used"
+    assert not plan.folder.exists(), "and not kept"
     away.rename(engine)
 
     heard: list[tuple[str, float, str]] = []
     made = installer.install(plan, lambda *said: heard.append(said))
     assert made.version == "0.1.0"
     assert made.torch == "2.13.0+cpu"
-    assert Path(made.python) == interpreter_in(installer.folder)
-    assert Path(made.packages["tttunet"]).is_relative_to(installer.folder)
+    assert Path(made.python) == interpreter_in(plan.folder)
+    assert Path(made.packages["tttunet"]).is_relative_to(plan.folder)
     assert Installer(installer.root).environment() == made, "it is remembered"
     assert list(dict.fromkeys(stage for stage, _, _ in heard)) == [
         "making the environment", "installing PyTorch", "installing napari-tttunet", "checking",
@@ -109,8 +110,36 @@ def test_environment_is_made_from_a_folder_of_wheels_and_removed(
             installer.environment()
 
     installer.remove()
-    assert not installer.folder.exists()
+    assert not plan.folder.exists()
     assert installer.chosen() == ""
+
+
+@pytest.mark.slow
+def test_engine_in_use_survives_a_new_installation_that_ends_early(
+    installer: Installer, wheels: Path
+):
+    plan = installer.plan("cpu", wheels)
+    made = installer.install(plan, quiet)
+
+    def cancel(stage: str, fraction: float, line: str) -> None:
+        if stage == "installing PyTorch":
+            installer.cancel()
+
+    with pytest.raises(RequestError, match="cancelled"):
+        installer.install(installer.plan("cpu", wheels), cancel)
+    assert installer.environment() == made
+    (engine,) = wheels.glob("napari*")
+    engine.unlink()
+    with pytest.raises(RequestError, match="No matching distribution found"):
+        installer.install(plan, quiet)
+    assert installer.environment() == made
+    assert installer.folders == [plan.folder]
+
+    wheel(wheels, "napari-tttunet", "0.2.0", engine_files(1))
+    newer = installer.install(installer.plan("cpu", wheels), quiet)
+    assert newer.version == "0.2.0"
+    assert installer.environment() == newer
+    assert [interpreter_in(folder) for folder in installer.folders] == [Path(newer.python)]
 
 
 def test_cancelled_installation_ends_at_once(installer: Installer, wheels: Path):

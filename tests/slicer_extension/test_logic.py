@@ -416,6 +416,35 @@ def test_engine_that_is_closed_meanwhile_cancels(scene: Any, application: Any):
     assert not own.connected
 
 
+def test_models_asked_of_an_engine_that_is_closed_are_none(scene: Any, application: Any):
+    own, heard = TTTUNetLogic(), []
+    own.models(heard.append)
+    first = own.client
+    own.connect(first.environment)
+    own.mailbox.wait(lambda: bool(heard))
+    assert heard == [[]]
+    own.models(heard.append)
+    own.mailbox.wait(lambda: len(heard) > 1)
+    assert heard[1], "those of the engine that is connected now"
+    assert own.client is not first
+    own.close()
+
+
+def test_result_that_cannot_be_shown_ends_the_task_and_adds_nothing(
+    scene: Any, logic: Any, tiny_3d: str, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_args: Any) -> None:
+        raise MemoryError("no room for the table")
+
+    monkeypatch.setattr(Results, "create_table", fail)
+    task = logic.segment(add_volume(noise((4, 32, 32))), model=tiny_3d)
+    with pytest.raises(RequestError, match="no room for the table"):
+        logic._wait(task)
+    assert task.state == "failed"
+    assert "create_table" in task.details
+    assert scene.GetNumberOfNodesByClass(SEGMENTATIONS) == 0
+
+
 def test_volume_that_is_deleted_meanwhile_gets_no_labels(scene: Any, logic: Any, tiny_3d: str):
     volume = add_volume(noise((6, 33, 32)))
     task = logic.segment(volume, model=tiny_3d)

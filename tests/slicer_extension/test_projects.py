@@ -42,6 +42,13 @@ with Project.create(sys.argv[1], task="semantic", dim=3, classes={1: "liver", 2:
 """
 
 
+#: The same, but only the first three slices are complete.
+_BEGIN_PARTLY = _BEGIN.replace(
+    "complete(Region(image.bounds), labels)",
+    "complete(Region(((0, 3), *image.bounds[1:])), labels[:3])",
+)
+
+
 def segmentation(volume: Any, labels: np.ndarray, names: tuple[str, ...] = CLASSES) -> Any:
     classes = [{"value": value, "name": name} for value, name in enumerate(names, 1)]
     wanted = Results.segment_labels(range(1, len(names) + 1), classes, "semantic")
@@ -136,6 +143,83 @@ def test_what_napari_began_opens_in_slicer(
     np.testing.assert_array_equal(slicer.util.arrayFromVolume(volume), array)
     segments = opened.GetSegmentation()
     assert [segments.GetNthSegment(i).GetName() for i in range(2)] == [*CLASSES]
+
+
+@pytest.mark.parametrize("how", ["copy", "reference"])
+@pytest.mark.parametrize("grid", ["oblique", "left-handed"])
+def test_what_napari_began_and_slicer_corrected_is_one_image(
+    grid: str, how: str, scene: Any, logic: Any, run_python: Any, tmp_path: Path
+):
+    shape = (8, 30, 28)
+    source = nodes.save(add_volume(noise(shape), grid), tmp_path / "volume.nii.gz")
+    run_python("-c", _BEGIN_PARTLY, tmp_path / "begun", source, how)
+    turned = grid == "left-handed" and how == "reference"  # Slicer's reader turns its slices round
+    new = np.ones(shape, np.uint8)  # the segments come from a model in the meantime
+    new[4, 3:20, 5:9] = 2
+    complete = np.zeros(shape, np.uint8)
+    complete[4:6, 2:25] = 1
+    with logic.client.open_project(tmp_path / "begun") as project:
+        (reference,) = project.images
+        volume, _ = Projects.open_corrections(project, reference)
+        labels, box = (array[::-1] if turned else array for array in (new, complete))
+        region = segmentation(volume, box, ("complete",))
+        saved = Projects.save_corrections(project, volume, segmentation(volume, labels), region)
+        assert saved.id == reference.id
+    run_python("-c", _LOOK, tmp_path / "begun", tmp_path / "seen.npz")  # of the only image
+    seen = np.load(tmp_path / "seen.npz")
+    assert (seen["problems"], seen["regions"]) == (0, 2)
+    new[:3] = np.random.default_rng(3).integers(0, 3, shape)[:3]
+    np.testing.assert_array_equal(seen["labels"], new)
+    complete[:3] = 1
+    np.testing.assert_array_equal(seen["vouched"] > 0, complete > 0)
+
+
+def test_volume_that_was_changed_in_slicer_is_another_image(project: Any):
+    volume = add_volume(noise((6, 20, 20)))
+    labels = np.ones((6, 20, 20), np.uint8)
+    first = Projects.save_corrections(
+        project, volume, segmentation(volume, labels), checked=["liver"]
+    )
+    opened, _ = Projects.open_corrections(project, first)
+    slicer.util.updateVolumeFromArray(opened, noise((3, 20, 20)))
+    part = segmentation(opened, labels[:3])
+    assert Projects.save_corrections(project, opened, part, checked=["liver"]).id != first.id
+
+
+def test_file_that_lies_elsewhere_now_leaves_nothing_in_the_scene(
+    scene: Any, logic: Any, run_python: Any, tmp_path: Path
+):
+    volume = add_volume(noise((4, 20, 20)))
+    source = nodes.save(volume, tmp_path / "volume.nrrd")
+    run_python("-c", _BEGIN, tmp_path / "begun", source, "reference")
+    volume.SetOrigin(0, 0, 0)
+    nodes.save(volume, source)
+    count = scene.GetNumberOfNodes()
+    with (
+        logic.client.open_project(tmp_path / "begun") as project,
+        pytest.raises(RequestError, match="lies elsewhere"),
+    ):
+        Projects.open_corrections(project, project.images[0])
+    assert scene.GetNumberOfNodes() == count
+
+
+def test_what_was_right_on_another_day_stays_when_the_segments_are_new(
+    project: Any, run_python: Any, tmp_path: Path
+):
+    volume = add_volume(noise((8, 30, 28)))
+    days = np.random.default_rng(7).integers(0, 3, (2, 8, 30, 28)).astype(np.uint8)
+    boxes = np.zeros(days.shape, np.uint8)
+    boxes[0, 1:3, 5:15, 5:15] = 1
+    boxes[1, 2:6, 10:20, 10:20] = 1
+    for labels, box in zip(days, boxes, strict=True):
+        region = segmentation(volume, box, ("complete",))
+        Projects.save_corrections(project, volume, segmentation(volume, labels), region)
+    project.close()
+    run_python("-c", _LOOK, project.folder, tmp_path / "seen.npz")
+    seen = np.load(tmp_path / "seen.npz")
+    first_only = (boxes[0] > 0) & (boxes[1] == 0)
+    np.testing.assert_array_equal(seen["labels"], np.where(first_only, days[0], days[1]))
+    np.testing.assert_array_equal(seen["vouched"] > 0, boxes.any(axis=0))
 
 
 def test_what_does_not_fit_is_refused_with_a_reason(project: Any, logic: Any, tmp_path: Path):

@@ -5,8 +5,11 @@ What the stand-in cannot show is in `slicer_standin`.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -228,12 +231,44 @@ def test_engine_is_adopted_and_forgotten(
     window.click(ui.adoptButton)
     window.until(lambda: ui.modelSelector.count > 0)
     assert worker in ui.environmentLabel.text
+    window.until(lambda: not gc.isenabled())
 
     monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", lambda text: True)
     window.click(ui.removeButton)
     window.until(lambda: "not installed" in ui.environmentLabel.text)
     assert not ui.applyButton.enabled
+    window.until(gc.isenabled)
     window.widget.cleanup()
+
+
+def test_engine_that_is_closed_while_models_are_read_stays_closed(window: Window):
+    logic = window.widget.logic
+    window.until(lambda: logic.connected)
+    assert window.ui.modelSelector.count == 0
+    window.widget._disconnect()
+    window.until(lambda: not any(t.name == "tttunet-close" for t in threading.enumerate()))
+    end = time.monotonic() + 0.5
+    window.until(lambda: time.monotonic() > end)
+    assert not logic.connected
+    assert window.ui.modelSelector.count == 0
+
+
+@pytest.mark.slow
+def test_installation_that_fails_leaves_the_engine_connected(
+    window: Window, worker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    window.ready(add_volume(noise((4, 32, 32))))
+    choose(window.ui.modelSelector, "organs")
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", lambda text: True, raising=False)
+    window.widget.installer.root = tmp_path / "root"
+    (tmp_path / "other-1.0-py3-none-any.whl").write_bytes(b"")
+    window.ui.wheelsPath.currentPath = str(tmp_path)
+    window.click(window.ui.installButton)
+    window.until(lambda: "installation failed" in window.status)
+    assert worker in window.ui.environmentLabel.text
+    window.click(window.ui.applyButton)
+    window.until(lambda: not window.running)
+    assert "segments in" in window.status
 
 
 @pytest.mark.slow
@@ -250,6 +285,7 @@ def test_reload_in_the_middle_ends_the_worker_and_reads_the_library_again(scene:
     window.widget.onReload()
     assert window.widget.reloaded
     assert not [name for name in sys.modules if name.startswith("TTTUNetLib")]
+    assert "_Packages" not in [type(finder).__name__ for finder in sys.meta_path]
     sys.modules.update(kept)
     window.widget.cleanup()
     window.until(lambda: engine.worker_pid is None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ PROTOCOL = 1
 PYTHON_VARIABLE = "TTTUNET_PYTHON"
 #: What is asked of pip by default.
 REQUIREMENT = "napari-tttunet"
+#: How the folders of environments begin.
+_FOLDER = "environment"
 CPU_TORCH = "https://download.pytorch.org/whl/cpu"
 CUDA_TORCH = "https://download.pytorch.org/whl/cu126"
 #: Without it pip would take a torch without CUDA on Windows.
@@ -182,7 +185,7 @@ class Plan:
         elif self.wheels is None and not _PLAIN_TORCH_HAS_CUDA:
             torch = ["--index-url", CUDA_TORCH]
         return [
-            ("making the environment", [self.base, "-m", "venv", "--clear", str(self.folder)]),
+            ("making the environment", [self.base, "-m", "venv", str(self.folder)]),
             ("installing PyTorch", [*pip, *torch, "torch"]),
             ("installing napari-tttunet", [*pip, self.requirement]),
         ]
@@ -211,9 +214,13 @@ class Installer:
         self._cancelled = threading.Event()
 
     @property
-    def folder(self) -> Path:
-        """Where `install` makes the environment."""
-        return self.root / "environment"
+    def folders(self) -> list[Path]:
+        """The environments that `install` made: one, and what could not be deleted."""
+        return [path for path in sorted(self.root.glob(f"{_FOLDER}*")) if path.is_dir()]
+
+    def _new_folder(self) -> Path:
+        names = (f"{_FOLDER}-{number}" for number in itertools.count(1))
+        return next(self.root / name for name in names if not (self.root / name).exists())
 
     @property
     def _choice(self) -> Path:
@@ -262,7 +269,7 @@ class Installer:
         source = _checkout()
         return Plan(
             found,
-            self.folder,
+            self._new_folder(),
             compute,
             Path(wheels) if wheels else None,
             REQUIREMENT if wheels or source is None else str(source),
@@ -292,7 +299,8 @@ class Installer:
     def install(self, plan: Plan, tell: Callable[[str, float, str], None]) -> Environment:
         """Make the environment and use it; blocks for minutes, so call it in a thread.
 
-        An attempt that fails leaves what was used before in place, and may be repeated.
+        An attempt that fails leaves what was used before in place, and may be repeated. One that
+        succeeds deletes it, as far as no program has its files open.
 
         Args:
             plan: from `plan`.
@@ -303,12 +311,22 @@ class Installer:
         """
         self._cancelled.clear()
         self.root.mkdir(parents=True, exist_ok=True)
-        steps = plan.commands()
-        for number, (stage, command) in enumerate(steps):
-            tell(stage, number / len(steps), f"$ {' '.join(command)}")
-            self._run(command, functools.partial(tell, stage, number / len(steps)))
-        tell("checking", 1.0, "")
-        return self.adopt(interpreter_in(plan.folder))
+        if plan.folder.exists():  # the plan was carried out before, and its result may be in use
+            plan = replace(plan, folder=self._new_folder())
+        try:
+            steps = plan.commands()
+            for number, (stage, command) in enumerate(steps):
+                tell(stage, number / len(steps), f"$ {' '.join(command)}")
+                self._run(command, functools.partial(tell, stage, number / len(steps)))
+            tell("checking", 1.0, "")
+            made = self.adopt(interpreter_in(plan.folder))
+        except BaseException:
+            shutil.rmtree(plan.folder, ignore_errors=True)
+            raise
+        for old in self.folders:
+            if old != plan.folder:
+                shutil.rmtree(old, ignore_errors=True)
+        return made
 
     def _run(self, command: Sequence[str], tell: Callable[[str], None]) -> None:
         if self._cancelled.is_set():
@@ -348,7 +366,7 @@ class Installer:
             process.terminate()
 
     def remove(self) -> None:
-        """Delete the environment that `install` made, and forget the choice.
+        """Delete what `install` made, and forget the choice.
 
         An adopted interpreter is only forgotten.
 
@@ -357,11 +375,11 @@ class Installer:
         """
         self._choice.unlink(missing_ok=True)
         try:
-            if self.folder.exists():
-                shutil.rmtree(self.folder)
+            for folder in self.folders:
+                shutil.rmtree(folder)
         except OSError as error:
             raise RequestError(
-                f"'{self.folder}' cannot be deleted: {error.strerror or error}.",
+                f"'{self.root}' cannot be deleted: {error.strerror or error}.",
                 "Restart Slicer and try again.",
             ) from error
 

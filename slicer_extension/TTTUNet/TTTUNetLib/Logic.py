@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import traceback
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,12 @@ class SegmentationTask(Task):
     sequenceNode: Any = None
     mapNodes: list[Any] = field(default_factory=list)
     voxels: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def nodes(self) -> list[Any]:
+        """All that were made."""
+        made = (self.segmentationNode, self.labelmapNode, self.tableNode, self.sequenceNode)
+        return [node for node in (*made, *self.mapNodes) if node is not None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +119,7 @@ class TTTUNetLogic:
         """Hand over the models of the library with their cards, from `mailbox.pump`.
 
         Args:
-            then: called with a list that is empty if the engine cannot tell.
+            then: called with a list that is empty if the engine cannot tell, or was closed.
             refresh: ask again, though they are known.
         """
         if self._models is not None and not refresh:
@@ -121,10 +128,14 @@ class TTTUNetLogic:
         client = self.client
 
         def hear(_job: Any, event: Any) -> None:
+            if not isinstance(event, client.messages.TERMINAL):
+                return
+            if client is not self._client:  # closed meanwhile, perhaps for another one
+                then([])
+                return
             if isinstance(event, client.messages.Done):
                 self._models = list(event.result["models"])
-            if isinstance(event, client.messages.TERMINAL):
-                then(self._models or [])
+            then(self._models or [])
 
         client.engine.request(client.messages.ListModels(), hear)
 
@@ -299,7 +310,14 @@ class TTTUNetLogic:
             elif task.volumeNode.GetScene() is not slicer.mrmlScene:
                 task.cancel()  # the volume was deleted: where would its labels go?
             else:
-                self._show(task, request, *found, record)
+                try:
+                    self._show(task, request, *found, record)
+                except Exception as error:  # else it would seem to run for ever
+                    for node in task.nodes:
+                        slicer.mrmlScene.RemoveNode(node)
+                    task.fail(f"The result cannot be shown: {error}.", traceback.format_exc())
+                else:
+                    task.finish("done")
 
         self.mailbox.compute(read, show)
 
@@ -334,11 +352,8 @@ class TTTUNetLogic:
             task.mapNodes = Maps.create(volume, maps)
             if request.table:
                 task.tableNode = Results.create_table(volume, image, rows, found.voxels)
-        made = (task.segmentationNode, task.labelmapNode, task.tableNode, task.sequenceNode)
-        for node in (*made, *task.mapNodes):
-            if node is not None:
-                Results.write_provenance(node, volume, record)
-        task.finish("done")
+        for node in task.nodes:
+            Results.write_provenance(node, volume, record)
 
 
 def _is_path(model: str) -> bool:

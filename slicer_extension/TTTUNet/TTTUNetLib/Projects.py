@@ -27,6 +27,8 @@ _RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
 #: Geometry may deviate by so much, in voxels: NIfTI headers have float32.
 _SAME_GRID = 1e-3
 _VOLUMES = "volumes"
+#: Attributes of a volume node that came out of a project: the image's id and checksum.
+_IMAGE_ID, _IMAGE_SHA256 = "TTTUNet.ProjectImage", "TTTUNet.ProjectImageSha256"
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,15 +36,15 @@ class Corrected:
     """What a scene says of one volume; nothing here belongs to the scene any more.
 
     Attributes:
-        file: the volume, freshly written into the project's folder.
-        stem: the file's name to be.
-        fields: of the project's image.
-        labels: class numbers [k, j, i].
+        source: an image of the project; or the volume, freshly written into the project's folder.
+        stem: that file's name to be.
+        fields: of the project's new image.
+        labels: class numbers [z, y, x], in the order of the image's slices.
         box: inside it everything is right; None: no such region.
         checked: numbers of the classes that are right, with a rim of background.
     """
 
-    file: Path
+    source: Any
     stem: str
     fields: dict[str, Any]
     labels: np.ndarray
@@ -60,7 +62,9 @@ class Corrected:
         """
         from tttunet.projects import Region, vouch_object
 
-        reference = project.add_image(_named(self.file, self.stem), **self.fields)
+        reference = self.source
+        if isinstance(reference, Path):
+            reference = project.add_image(_named(reference, self.stem), **self.fields)
         corrections = project.corrections(reference)
         known, before = corrections.read(reference.bounds)
         now = np.zeros_like(before)
@@ -103,7 +107,8 @@ def read_corrections(
 ) -> Corrected:
     """Take from the scene what is to be put into a project.
 
-    The volume is saved in the project as it is in the scene: Slicer turns the slices of some files
+    A volume from `open_corrections` is the project's image, as long as it lies on its grid. Any
+    other one is saved in the project as it is in the scene: Slicer turns the slices of some files
     round, so that the file it came from may have another order.
 
     Args:
@@ -134,6 +139,13 @@ def read_corrections(
         if name not in numbers:
             raise RequestError(f"There is no class '{name}'.", f"There are {', '.join(numbers)}.")
     labels = _labels(volume, segmentation, numbers)
+    right = tuple(numbers[name] for name in checked)
+    known, step = _image_of(project, volume)
+    if known is not None:
+        if box is not None and step < 0:
+            depth = len(labels)
+            box = (slice(depth - box[0].stop, depth - box[0].start), *box[1:])
+        return Corrected(known, "", {}, np.ascontiguousarray(labels[::step]), box, right)
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", volume.GetName()).strip("-") or "volume"
     return Corrected(
         _written(volume, project.folder / _VOLUMES),
@@ -146,8 +158,23 @@ def read_corrections(
         },
         labels,
         box,
-        tuple(numbers[name] for name in checked),
+        right,
     )
+
+
+def _image_of(project: Any, volume: Any) -> tuple[Any, int]:
+    """The project's image that a volume was opened from, and the order of its slices here.
+
+    Returns:
+        None and 1 if it came from elsewhere, or was resampled or cropped since.
+    """
+    sign = (volume.GetAttribute(_IMAGE_ID), volume.GetAttribute(_IMAGE_SHA256))
+    for reference in project.images:
+        shape = slicer.util.arrayFromVolume(volume).shape
+        if (reference.id, reference.sha256) == sign and reference.label_shape == shape:
+            step = _order_of_slices(reference, volume)
+            return (reference, step) if step else (None, 1)
+    return None, 1
 
 
 def _labels(volume: Any, segmentation: Any, numbers: dict[str, int]) -> np.ndarray:
@@ -248,7 +275,16 @@ def open_corrections(project: Any, reference: Any) -> tuple[Any, Any]:
             slicer.mrmlScene.RemoveNode(volume)
             raise RequestError(f"Slicer cannot read '{path}'.")
     labels, _ = project.corrections(reference).read(reference.bounds)
-    labels = _as_in_slicer(labels, reference, volume)
+    step = _order_of_slices(reference, volume)
+    if step == 0 or labels.shape != slicer.util.arrayFromVolume(volume).shape:
+        slicer.mrmlScene.RemoveNode(volume)
+        raise RequestError(
+            f"'{reference.name}' lies elsewhere than when it was corrected.",
+            "Put the old file back, or add the new one as another image.",
+        )
+    labels = np.ascontiguousarray(labels[::step])
+    volume.SetAttribute(_IMAGE_ID, reference.id)
+    volume.SetAttribute(_IMAGE_SHA256, reference.sha256)
     classes = [{"value": value, "name": name} for value, name in project.classes.items()]
     found = Results.summarise(labels)
     wanted = Results.segment_labels(found.voxels, classes, project.task)
@@ -265,17 +301,14 @@ def _ijk_to_ras(reference: Any) -> np.ndarray:
     return matrix
 
 
-def _as_in_slicer(labels: np.ndarray, reference: Any, volume: Any) -> np.ndarray:
-    """Labels in the order of the volume's slices, which Slicer may have turned round."""
+def _order_of_slices(reference: Any, volume: Any) -> int:
+    """-1 if Slicer has turned the image's slices round, else 1; 0 if it lies elsewhere."""
     wanted, there = _ijk_to_ras(reference), matrix_of(volume.GetIJKToRASMatrix)
     turned = wanted.copy()
-    turned[:3, 3] += wanted[:3, 2] * (len(labels) - 1)
+    turned[:3, 3] += wanted[:3, 2] * (reference.label_shape[0] - 1)
     turned[:3, 2] *= -1
     tolerance = _SAME_GRID * min(volume.GetSpacing())
     for matrix, step in ((wanted, 1), (turned, -1)):
         if np.allclose(matrix, there, atol=tolerance):
-            return np.ascontiguousarray(labels[::step])
-    raise RequestError(
-        f"'{reference.name}' lies elsewhere than when it was corrected.",
-        "Put the old file back, or add the new one as another image.",
-    )
+            return step
+    return 0

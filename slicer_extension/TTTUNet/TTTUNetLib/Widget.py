@@ -56,9 +56,10 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.wanted = Parameters.Parameters()
         self._updating = False
         self._polls = 0
+        self._collecting = False
 
     def setup(self) -> None:
-        """Build the window; no worker starts."""
+        """Build the window; the engine is looked for and its models read in the background."""
         ScriptedLoadableModuleWidget.setup(self)
         form = slicer.util.loadUI(self.resourcePath("UI/TTTUNet.ui"))
         self.layout.addWidget(form)
@@ -135,8 +136,9 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onReload(self) -> None:
         """Forget the library too, so that its files are read again."""
+        sys.meta_path[:] = [one for one in sys.meta_path if not _is_ours(type(one).__module__)]
         for name in [*sys.modules]:
-            if name.partition(".")[0] == "TTTUNetLib":
+            if _is_ours(name):
                 del sys.modules[name]
         ScriptedLoadableModuleWidget.onReload(self)
 
@@ -144,9 +146,15 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Hear what the background threads told."""
         self.logic.mailbox.pump()
         self._polls += 1
-        if self.logic.connected and self._polls % _GARBAGE_EVERY == 0:
+        if self._polls % _GARBAGE_EVERY:
+            return
+        if self.logic.connected:
             # Else the engine's threads destroy nodes and widgets.
             self.logic.client.collect_garbage()
+            self._collecting = True
+        elif self._collecting:
+            self._collecting = False
+            gc.enable()  # nobody else would collect Slicer's
 
     # The scene
 
@@ -324,7 +332,17 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.ui.environmentLabel.text = str(error)
             return
         self.say(_("Reading the list of models"), log=False)
-        self.logic.models(self._onModels)
+        self._readModels(self._onModels)
+
+    def _readModels(self, then: Any, refresh: bool = False) -> None:
+        """Hand over the models, unless the engine is closed meanwhile."""
+        client = self.logic.client
+
+        def show(models: list[dict[str, Any]]) -> None:
+            if self.logic.connected and self.logic.client is client:
+                then(models)
+
+        self.logic.models(show, refresh=refresh)
 
     def _onModels(self, models: list[dict[str, Any]]) -> None:
         self.models = [model for model in models if model["error"] is None]
@@ -346,13 +364,15 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def chooseModel(self, name: str) -> None:
         """Read the library again, and choose this model."""
+        if not self.logic.connected:
+            return
 
         def show(models: list[dict[str, Any]]) -> None:
             self.wanted = replace(self.wanted, model=name)
             self._onModels(models)
             self.onChoice()
 
-        self.logic.models(show, refresh=True)
+        self._readModels(show, refresh=True)
 
     def onInstall(self, *_args: Any) -> None:
         """Make the environment after the user agreed, or cancel that."""
@@ -373,8 +393,13 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         def tell(stage: str, fraction: float, line: str) -> None:
             mailbox.put(lambda: self._onInstalling(stage, fraction, line))
 
-        self._disconnect()
-        self._work("install", lambda: self.installer.install(plan, tell), self._onEnvironment)
+        self._work("install", lambda: self.installer.install(plan, tell), self._onInstalled)
+
+    def _onInstalled(self, found: Any) -> None:
+        if isinstance(found, Exception) and self.logic.connected:
+            self.say(str(found))  # the engine from before works on
+        else:
+            self._onEnvironment(found)
 
     def _onInstalling(self, stage: str, fraction: float, line: str) -> None:
         self.ui.progressBar.value = round(100 * fraction)
@@ -395,7 +420,7 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onRemove(self, *_args: Any) -> None:
         """Delete the environment."""
-        question = _("Delete the engine's environment in '{0}'?").format(self.installer.folder)
+        question = _("Delete the engine's environment in '{0}'?").format(self.installer.root)
         if not slicer.util.confirmOkCancelDisplay(question):
             return
         self._disconnect()
@@ -419,3 +444,7 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Add lines to the section Log."""
         if text.strip():
             self.ui.logText.appendPlainText(text)
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] == "TTTUNetLib"
