@@ -8,7 +8,6 @@ from typing import Any
 
 from napari_tttunet.class_labels import described_classes, look_of_classes
 from napari_tttunet.convert import LayerData, image_layers
-from napari_tttunet.dock_work import read_library
 from napari_tttunet.readers import read_videos
 
 
@@ -64,6 +63,8 @@ def load_result(source: str, labels: str, fields: Mapping[str, Any]) -> Result:
 
 
 def _classes(model: str) -> list[dict[str, Any]]:
+    from napari_tttunet.dock_work import read_library
+
     for entry in read_library():
         if model in (entry["name"], entry["path"]) and entry["error"] is None:
             return described_classes(entry)

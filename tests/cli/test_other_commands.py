@@ -85,6 +85,7 @@ def test_a_damaged_model_is_listed_as_such(
     run: Run, tmp_path: Path, instance_model: Path, monkeypatch
 ):
     monkeypatch.setenv("TTTUNET_MODELS", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "400")  # nothing is wrapped, however long the folder's name is
     run("models", "add", instance_model, "--name", "broken")
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"")
     listed = run("models", "list")
