@@ -18,6 +18,9 @@ from tttunet.imaging.axes import (
     to_canonical,
 )
 
+#: Millimetres of a unit of length.
+MILLIMETERS = {"micrometer": 1e-3, "millimeter": 1.0}
+
 
 @dataclass(frozen=True, eq=False)
 class Image:

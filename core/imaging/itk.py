@@ -17,7 +17,7 @@ import numpy as np
 from tttunet.errors import ImageError
 from tttunet.imaging import nifti, nrrd, slices
 from tttunet.imaging.axes import check_axes, spatial_axes
-from tttunet.imaging.image import Image
+from tttunet.imaging.image import MILLIMETERS, Image
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -33,7 +33,7 @@ _IMAGE_IO = {
 }
 SUFFIXES = tuple(_IMAGE_IO)
 _AXES = {2: "YX", 3: "ZYX", 4: "TZYX"}
-_MILLIMETERS = {"micrometer": 1e-3, "millimeter": 1.0, None: 1.0}
+_MILLIMETERS: dict[str | None, float] = {**MILLIMETERS, None: 1.0}
 #: What ITK says of axes that are not at right angles.
 _BENT = "orthonormal"
 _FULL = "the disk may be full"

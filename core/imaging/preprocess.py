@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from tttunet.errors import ImageError
-from tttunet.imaging.image import Image
+from tttunet.imaging.image import MILLIMETERS, Image
 from tttunet.imaging.intensity import Intensity, normalise_channels
 from tttunet.imaging.normalise import normalise, prepare_channels
 from tttunet.imaging.orientation import towards
@@ -29,7 +29,6 @@ from tttunet.imaging.resample import (
     resampled_shape,
 )
 
-_MILLIMETERS = {"micrometer": 1e-3, "millimeter": 1.0}
 #: Spacings that agree to this share are the same: NIfTI stores 32-bit numbers.
 _SAME = 1e-4
 
@@ -300,14 +299,14 @@ def _wanted(own: tuple[float, ...], unit: str | None, plan: Preprocessing) -> tu
         return own
     scale = 1.0
     if plan.unit is not None:
-        if unit not in _MILLIMETERS:
+        if unit not in MILLIMETERS:
             size = " x ".join(f"{value:g}" for value in plan.spacing)
             raise ImageError(
                 f"The model works on voxels of {size} {plan.unit}, and the image does not say how "
                 "large its own are.",
                 "Set the voxel size (scale and unit in napari), or save it in the file.",
             )
-        scale = _MILLIMETERS[plan.unit] / _MILLIMETERS[unit]
+        scale = MILLIMETERS[plan.unit] / MILLIMETERS[unit]
     wanted = tuple(value * scale for value in plan.spacing)[-len(own) :]
     wanted = (*own[: len(own) - len(wanted)], *wanted)
     return tuple(

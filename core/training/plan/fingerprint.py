@@ -11,11 +11,12 @@ from typing import Literal
 
 import numpy as np
 from pydantic import ValidationError
-from scipy import ndimage
 
 from tttunet.errors import DatasetError
 from tttunet.files import atomic_write
+from tttunet.imaging.image import MILLIMETERS
 from tttunet.imaging.orientation import orientation_of, towards
+from tttunet.imaging.resample import box_around
 from tttunet.models.nnunet import slug
 from tttunet.networks.config import StrictModel
 from tttunet.training.dataset import Case, Dataset
@@ -74,9 +75,6 @@ class Fingerprint(StrictModel):
     channels: tuple[str, ...]
     rgb: bool
     statistics: tuple[ChannelStatistics, ...] | None
-
-
-_METERS = {"micrometer": 1e-6, "millimeter": 1e-3}
 
 
 class _CaseFacts(StrictModel):
@@ -170,7 +168,8 @@ def _look_at(case: Case, dataset: Dataset, count: int) -> tuple[_CaseFacts, np.n
     if len(shape) != dataset.dim:
         raise DatasetError(f"{case.images[0]} is {len(shape)}D, but the data set {dataset.dim}D.")
     pixels = image.array if "C" in image.axes else image.array[None]
-    inside = _nonzero_box(pixels) if dataset.dim == 3 else tuple(slice(0, n) for n in shape)
+    found = box_around((pixels != 0).any(0)) if dataset.dim == 3 else None
+    inside = found or tuple(slice(0, n) for n in shape)
     cropped = tuple(s.stop - s.start for s in inside)
     facts = _CaseFacts(
         shape=cropped,
@@ -202,7 +201,7 @@ def _in_one_unit(facts: list[_CaseFacts]) -> list[_CaseFacts]:
     units = {one.unit for one in facts}
     if len(units) == 1:
         return facts
-    if not units <= _METERS.keys():
+    if not units <= MILLIMETERS.keys():
         if len(facts[0].shape) == 3:
             raise DatasetError(
                 "Some volumes of the data set say how large their voxels are, others do not.",
@@ -211,18 +210,11 @@ def _in_one_unit(facts: list[_CaseFacts]) -> list[_CaseFacts]:
         flat = {"unit": None, "spacing": (1.0,) * len(facts[0].shape)}
         return [one.model_copy(update=flat) for one in facts]
     unit = facts[0].unit
-    scales = [_METERS[str(one.unit)] / _METERS[str(unit)] for one in facts]
+    scales = [MILLIMETERS[str(one.unit)] / MILLIMETERS[str(unit)] for one in facts]
     return [
         one.model_copy(update={"unit": unit, "spacing": tuple(scale * s for s in one.spacing)})
         for one, scale in zip(facts, scales, strict=True)
     ]
-
-
-def _nonzero_box(pixels: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box around all voxels of [C, *spatial] that are not zero in every channel."""
-    found = (pixels != 0).any(0)
-    boxes = ndimage.find_objects(found.astype(np.uint8))
-    return boxes[0] if boxes else tuple(slice(0, n) for n in found.shape)
 
 
 def _orientation(facts: list[_CaseFacts], dim: int) -> str | None:
