@@ -33,7 +33,6 @@ _IMAGE_IO = {
 }
 SUFFIXES = tuple(_IMAGE_IO)
 _AXES = {2: "YX", 3: "ZYX", 4: "TZYX"}
-_MILLIMETERS: dict[str | None, float] = {**MILLIMETERS, None: 1.0}
 #: What ITK says of axes that are not at right angles.
 _BENT = "orthonormal"
 _FULL = "the disk may be full"
@@ -210,7 +209,7 @@ def to_sitk(image: Image) -> SimpleITK.Image:
         raise ImageError(f"'{image.name}' has channels, which cannot be converted.")
     picture = SimpleITK.GetImageFromArray(image.array, isVector=False)
     n, extra = image.ndim_spatial, image.array.ndim - image.ndim_spatial
-    scale = _MILLIMETERS[image.unit]
+    scale = 1.0 if image.unit is None else MILLIMETERS[image.unit]
     direction = np.eye(n + extra)
     direction[:n, :n] = image.direction[::-1, ::-1]
     picture.SetSpacing([value * scale for value in image.spacing[::-1]] + [1.0] * extra)
