@@ -1,15 +1,14 @@
 """InstanceNorm, residual and LeakyReLU on the CPU, forward and backward, without copies.
 
 The eager operators read and write the whole map five to seven times and convert channels-last maps
-to channels-first and back. Here a map is walked in blocks that stay in the core's cache: once for
-the statistics, once to apply one scale and one shift per channel, the residual and the activation.
+to channels-first and back. PyTorch's BatchNorm has kernels for channels-last maps; one sample's
+BatchNorm is InstanceNorm. They are called for blocks that stay in the core's cache: once for the
+statistics, once to apply them, the residual and the activation.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 #: Bytes of a block per thread; the inner loops keep two or three of them in a core's L2 cache.
 BLOCK_BYTES = 1 << 19
-#: Rows shorter than this many values are joined, because every row costs a loop's overhead.
+#: Values of a row whose columns are added up: fewer cost a loop's overhead and make long sums.
 MIN_WIDTH = 1024
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -97,38 +96,19 @@ def _needs_plain_operators(x: Tensor) -> bool:
     )
 
 
-class _Rows(NamedTuple):
-    """How a channels-last sample is cut: rows of `repeat` positions, blocks of `height` rows."""
+def _as_rows(sample: Tensor, repeat: int = 1) -> Tensor:
+    """View of a channels-last sample [C, *spatial] as a channels-last map of rows.
 
-    repeat: int
-    height: int
-
-    @classmethod
-    def of(cls, x: Tensor) -> _Rows:
-        """For maps of the shape of x, [batch, C, *spatial]."""
-        channels, positions = x.shape[1], x[0, 0].numel()
-        repeat = 1
-        while positions % (2 * repeat) == 0 and repeat * channels < MIN_WIDTH:
-            repeat *= 2
-        width = repeat * channels * (8 if x.dtype == torch.float64 else 4)
-        return cls(repeat, max(1, BLOCK_BYTES * torch.get_num_threads() // width))
-
-    def blocks(self, *samples: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Views of samples [C, *spatial] as blocks of [rows, repeat * C]."""
-        matrices = (s.movedim(0, -1).reshape(-1, self.repeat * len(s)) for s in samples)
-        return zip(*(matrix.split(self.height) for matrix in matrices), strict=True)
-
-    def spread(self, values: Tensor) -> Tensor:
-        """[C] -> [repeat * C]."""
-        return values.repeat(self.repeat)
-
-    def gather(self, sums: Tensor) -> Tensor:
-        """Sums over the rows, [repeat * C] -> [C]."""
-        return sums.view(self.repeat, -1).sum(0)
+    Its shape is [1, repeat * C, positions / repeat, 1].
+    """
+    return sample.movedim(0, -1).reshape(-1, repeat * len(sample)).t()[None, ..., None]
 
 
-def _accumulator(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+def _blocks(*samples: Tensor, repeat: int = 1) -> list[tuple[Tensor, ...]]:
+    """The same in blocks that stay in the cache, of all samples together."""
+    width = repeat * len(samples[0]) * samples[0].element_size()
+    height = max(1, BLOCK_BYTES * torch.get_num_threads() // width)
+    return list(zip(*(_as_rows(s, repeat).split(height, 2) for s in samples), strict=True))
 
 
 def _forward(
@@ -141,58 +121,68 @@ def _forward(
     out: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Fill `out`, which may be `x`; returns mean and 1/std, [batch, C] each."""
-    dtype, rows = _accumulator(x), _Rows.of(x)
-    means, rstds = [], []
+    means, variances = _statistics(x)
+    weight, bias = weight.to(means.dtype), bias.to(means.dtype)
     for n, sample in enumerate(x):
-        mean, variance = _statistics(sample, rows, dtype)
-        rstd = torch.rsqrt(variance + eps)
-        scale = weight.to(dtype) * rstd
-        shift = torch.addcmul(bias.to(dtype), mean, scale, value=-1)
         added = () if residual is None else (residual[n],)
-        _apply(rows.blocks(sample, out[n], *added), rows.spread(scale), rows.spread(shift), slope)
-        means.append(mean)
-        rstds.append(rstd)
-    return torch.stack(means), torch.stack(rstds)
+        norm = _Norm(weight, bias, means[n], variances[n], eps=eps)
+        _apply(_blocks(sample, out[n], *added), norm, slope)
+    return means, torch.rsqrt(variances + eps)
 
 
-def _statistics(sample: Tensor, rows: _Rows, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of every channel of a sample [C, *spatial]."""
-    (first,) = next(rows.blocks(sample))
-    ones = torch.ones(len(first), dtype=dtype)
-    # Deviations from a mean of some positions: their squares cannot cancel much.
-    centre = rows.gather(_add_rows(first.to(dtype), ones)) / (len(first) * rows.repeat)
-    wide = rows.spread(centre)
-    scratch = torch.empty(first.shape, dtype=dtype)
-    total, square = torch.zeros_like(wide), torch.zeros_like(wide)
-    for (block,) in rows.blocks(sample):
-        deviation = torch.sub(block, wide, out=scratch[: len(block)])
-        _add_rows(deviation, ones, total)
-        _add_rows(deviation.square_(), ones, square)
-    count = math.prod(sample.shape[1:])
-    offset = rows.gather(total) / count
-    variance = rows.gather(square) / count - offset.square()
-    return centre + offset, variance.clamp_min_(0)
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of every sample and channel, [batch, C], at least fp32.
+
+    They are put together from those of short columns: no sum is long, and the squares are small
+    where values have a large offset.
+    """
+    channels, positions = x.shape[1], x[0, 0].numel()
+    repeat = 1
+    while positions % (2 * repeat) == 0 and repeat * channels < MIN_WIDTH:
+        repeat *= 2
+    # Running statistics, of which nothing is kept, tell the operator in which dtype to add.
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    unused = torch.zeros(2, repeat * channels, dtype=dtype)
+    blocks = [block for sample in x for (block,) in _blocks(sample, repeat=repeat)]
+    parts = [torch.ops.aten.batch_norm_update_stats(block, *unused, 0.0) for block in blocks]
+    means, variances = (
+        torch.stack(values).view(len(x), -1, repeat, channels)
+        for values in zip(*parts, strict=True)
+    )
+    heights = means.new_tensor([block.shape[2] for block in blocks[: means.shape[1]]])
+    share = (heights / positions)[:, None, None]
+    mean = (means * share).sum((1, 2), keepdim=True)
+    return mean[:, 0, 0], ((variances + (means - mean).square()) * share).sum((1, 2))
 
 
-def _add_rows(block: Tensor, ones: Tensor, total: Tensor | None = None) -> Tensor:
-    """Add the rows of a block to `total`; a product with ones is the fastest way."""
-    ones = ones[: len(block)]
-    return torch.mv(block.t(), ones) if total is None else total.addmv_(block.t(), ones)
+class _Norm:
+    """PyTorch's BatchNorm of one sample by its mean and variance."""
+
+    def __init__(self, *parameters: Tensor, eps: float) -> None:
+        self.arguments = (*parameters, False, 0.0, eps)
+        self.dtype = parameters[0].dtype
+        self.unused = {name: parameters[0].new_empty(0) for name in ("save_mean", "save_invstd")}
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        torch.ops.aten.native_batch_norm.out(x, *self.arguments, out=out, **self.unused)
 
 
-def _apply(
-    blocks: Iterator[tuple[Tensor, ...]], scale: Tensor, shift: Tensor, slope: float
-) -> None:
-    """out = leaky_relu(x * scale + shift + residual) for blocks of x, out and perhaps residual."""
+def _apply(blocks: list[tuple[Tensor, ...]], norm: _Norm, slope: float) -> None:
+    """out = leaky_relu(norm(x) + residual) for blocks of x, out and perhaps residual."""
+    scratch = None
     for x, out, *residual in blocks:
-        # Half precision is rounded once, at the end.
-        exact = out.dtype == scale.dtype
-        work = torch.addcmul(shift, x, scale, out=out if exact else None)
+        work = out
+        if residual and out.dtype != norm.dtype:
+            # Half precision is rounded once, at the end: the sum may be small beside its parts.
+            scratch = torch.empty_like(x, dtype=norm.dtype) if scratch is None else scratch
+            work = scratch[:, :, : x.shape[2]]
+            x = work.copy_(x)
+        norm(x, work)
         for added in residual:
             work += added
         if slope != 1:
             F.leaky_relu_(work, slope)
-        if not exact:
+        if work is not out:
             out.copy_(work)
 
 
@@ -219,7 +209,6 @@ class _InstanceNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd, *out = ctx.saved_tensors
-        dtype, rows = _accumulator(x), _Rows.of(x)
         grad = grad.contiguous(memory_format=_CHANNELS_LAST[x.ndim])
         # The gradient before the activation, g, is written once. It is the residual's; without a
         # residual the gradient of x takes its place.
@@ -228,14 +217,12 @@ class _InstanceNorm(torch.autograd.Function):
         if out:
             torch.ops.aten.leaky_relu_backward.grad_input(grad, *out, ctx.slope, True, grad_input=g)
         of_weight, of_bias = torch.empty_like(mean), torch.empty_like(mean)
-        for n, sample in enumerate(x):
-            of_weight[n], of_bias[n] = _sums(rows, sample, g[n], mean[n], rstd[n])
-            # dx = weight rstd (g - mean(g) - xhat mean(g xhat)), linear in g and x.
-            of_g = weight.to(dtype) * rstd[n]
-            of_x = -of_g * rstd[n] * of_weight[n] / math.prod(sample.shape[1:])
-            constant = -of_g * of_bias[n] / math.prod(sample.shape[1:]) - of_x * mean[n]
-            terms = [rows.spread(term) for term in (of_g, of_x, constant)]
-            _combine(rows.blocks(sample, g[n], grad_x[n]), *terms)
+        for n in range(len(x)):
+            gradient, of_weight[n], of_bias[n] = torch.ops.aten.native_batch_norm_backward(
+                *(_as_rows(g[n]), _as_rows(x[n]), weight.to(mean.dtype)),
+                *(None, None, mean[n], rstd[n], True, 0.0, [True] * 3),
+            )
+            _as_rows(grad_x[n]).copy_(gradient)
         return (
             grad_x,
             of_weight.sum(0).to(weight.dtype),
@@ -244,30 +231,3 @@ class _InstanceNorm(torch.autograd.Function):
             None,
             None,
         )
-
-
-def _sums(rows: _Rows, x: Tensor, g: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of g * xhat and of g over the positions of a sample, [C] each.
-
-    PyTorch's BatchNorm knows channels-last maps; of its gradients only the sums. Whole rows as
-    channels make it up to four times as fast, most where C is no multiple of a vector's length.
-    """
-    wide = [s.movedim(0, -1).reshape(-1, rows.repeat * len(s)).t()[None, ..., None] for s in (g, x)]
-    mean, rstd = rows.spread(mean), rows.spread(rstd)
-    _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-        *wide, None, None, None, mean, rstd, True, 0.0, [False, True, True]
-    )
-    return rows.gather(of_weight), rows.gather(of_bias)
-
-
-def _combine(
-    blocks: Iterator[tuple[Tensor, ...]], of_g: Tensor, of_x: Tensor, constant: Tensor
-) -> None:
-    """grad_x = g * of_g + x * of_x + constant for blocks of x, g and grad_x, which may be g."""
-    scratch = None
-    for x, g, grad_x in blocks:
-        scratch = constant.new_empty(x.shape) if scratch is None else scratch
-        work = torch.addcmul(constant, x, of_x, out=scratch[: len(x)])
-        torch.addcmul(work, g, of_g, out=grad_x if grad_x.dtype == work.dtype else work)
-        if grad_x.dtype != work.dtype:
-            grad_x.copy_(work)
