@@ -34,15 +34,17 @@ def colonoscopy_polyp() -> list[LayerData]:
     return _sample("colonoscopy_polyp.png")
 
 
+def hippocampus() -> list[LayerData]:
+    return _sample("hippocampus.nii.gz")
+
+
 def _sample(file: str) -> list[LayerData]:
     from tttunet.imaging import image_stem, load_image, load_labels
 
     name = image_stem(file)
     with as_file(files("tttunet.resources") / "samples") as folder:
         image = load_image(folder / file)
-        truth = folder / f"{name}_labels.tif"
-        if not truth.is_file():
-            truth = folder / f"{name}_labels.ome.tif"
+        (truth,) = folder.glob(f"{name}_labels.*")
         labels = load_labels(truth)
     ((data, arguments, kind),) = image_layers(
         labels.with_array(labels.array, labels.axes), "labels"

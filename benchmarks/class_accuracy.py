@@ -1,0 +1,77 @@
+"""Dice and surface Dice of models of classes on the validation images of a data set.
+
+Images are segmented as a user segments them, and the labels compared on the images' own grid. The
+split chose the checkpoint: these are not test scores. Several models, such as the same network with
+and without its TTT layers, are scored on the same images.
+
+    python benchmarks/class_accuracy.py DATA/mr_hippocampus_msd hippocampus-mr RUN/without/model
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from record import write_result
+
+from tttunet.evaluation import evaluate
+from tttunet.imaging import load_image, save_labels
+from tttunet.inference.segment import segment
+from tttunet.models.model import Model, load_model
+from tttunet.training.dataset import Case, open_dataset
+
+
+def score(model: Model, cases: list[Case], tolerance: float) -> dict[str, Any]:
+    """The summary of `tttunet.evaluation.report.Report`, with the seconds per image."""
+    seconds = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        found, truth = Path(folder, "found"), Path(folder, "truth")
+        for part in (found, truth):
+            part.mkdir()
+        for case in cases:
+            result = segment(load_image(case.images[0]), model)
+            seconds += result.seconds
+            ending = "".join(case.label.suffixes)
+            save_labels(found / f"{case.name}.nii.gz", result.labels, result.image)
+            (truth / f"{case.name}{ending}").symlink_to(case.label.resolve())
+        summary = evaluate(found, truth, "semantic", tolerance=tolerance).summary
+    return {**summary, "seconds_per_image": round(seconds / len(cases), 2)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--tolerance", type=float, default=1.0, help="of the surface Dice, in mm")
+    parser.add_argument("--record", action="store_true", help="write the result")
+    options = parser.parse_args()
+    dataset = open_dataset(options.dataset)
+    cases = dataset.cases["val"]
+    rows = {}
+    for name in options.models:
+        model = load_model(name)
+        rows[name] = {
+            "model": f"{model.config.name} {model.config.version}",
+            "ttt": model.config.network.ttt is not None,
+            "training": {
+                key: model.config.card.training.get(key)
+                for key in ("steps", "minutes", "train_images", "parameters", "precision")
+            },
+            **score(model, cases, options.tolerance),
+        }
+        print(name, rows[name])
+    if options.record:
+        result = {
+            "dataset": dataset.title,
+            "split": "val (used to choose the checkpoint)",
+            "images": len(cases),
+            "tolerance_mm": options.tolerance,
+            "models": list(rows.values()),
+        }
+        write_result(f"class_accuracy_{options.dataset.name}", result)
+
+
+if __name__ == "__main__":
+    main()
