@@ -21,6 +21,7 @@ from tttunet.cli.evaluate import evaluate
 from tttunet.cli.finetune import finetune
 from tttunet.cli.messages import explain
 from tttunet.cli.models import models_app
+from tttunet.cli.review import review
 from tttunet.cli.segment import segment
 from tttunet.cli.train import train
 
@@ -35,6 +36,7 @@ app.command()(segment)
 app.command()(batch)
 app.command()(check)
 app.command()(train)
+app.command()(review)
 app.command()(finetune)
 app.command()(evaluate)
 app.add_typer(models_app)

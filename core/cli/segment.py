@@ -263,7 +263,7 @@ def report_failures(failures: dict[Path, str], total: int) -> None:
     if total == 1:
         show_error(next(iter(failures.values())))
         return
-    show_error(f"{len(failures)} of {total} images could not be segmented:")
+    show_error(f"{len(failures)} of {total} images could not be read or segmented:")
     for path, reason in failures.items():
         note(f"  {reason}" if str(path) in reason else f"  {path}: {reason}")
 

@@ -13,7 +13,7 @@ from tttunet.engine.grid import open_image
 from tttunet.engine.messages import Finetune, Log, Metric, Partial, PlanFinetune, Progress
 from tttunet.engine.models import LoadedModels
 from tttunet.engine.worker import Reporter
-from tttunet.errors import TTTUNetError
+from tttunet.errors import Cancelled, TTTUNetError
 from tttunet.inference.device import pick_device
 from tttunet.inference.segment import segment
 from tttunet.models.card import read_config
@@ -143,8 +143,20 @@ class _Preview:
         assert request.view is not None
         self._image, self._grid = open_image(request.view, request.channel)
         self._path, self._reporter = Path(request.preview), reporter
+        self._failed = False
 
     def __call__(self, model: Model) -> None:
+        if self._failed:
+            return
+        try:
+            self._show(model)
+        except Cancelled:
+            raise
+        except Exception as error:  # a training is worth more than its preview
+            self._failed = True
+            self._reporter.log(f"The preview is left out: {error}")
+
+    def _show(self, model: Model) -> None:
         labels = segment(self._image, model, cancel=self._reporter.is_cancelled).labels
         # The client may still be reading the last one.
         fresh = self._path.with_name(f"new-{self._path.name}")

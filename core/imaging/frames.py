@@ -40,6 +40,7 @@ class Frames:
         count: how many there are; of some videos only about.
         interval: seconds from one to the next; None: not known.
         notes: what a person should know, one sentence each.
+        files: the pictures of a folder, one per frame.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Frames:
     count: int
     interval: float | None = None
     notes: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
     _read: Callable[[], Iterator[Image]] = field(default=lambda: iter(()), repr=False)
 
     def __iter__(self) -> Iterator[Image]:
@@ -140,7 +142,8 @@ def _folder(folder: Path, axes: str | None) -> Frames:
                 )
             yield image
 
-    return _opened(Frames(folder, folder.resolve().name, _NOTHING, len(files)), read)
+    name = folder.resolve().name
+    return _opened(Frames(folder, name, _NOTHING, len(files), files=tuple(files)), read)
 
 
 # TIFF stacks

@@ -307,8 +307,14 @@ def _channel_files(path: Path, config: ModelConfig) -> list[Path]:
 
 def without_further_channels(jobs: list[FileJob], config: ModelConfig) -> list[FileJob]:
     """Jobs without the files that belong to other jobs' images, for models of several channels."""
-    further = {path for job in jobs for path in _channel_files(job.source, config)[1:]}
-    return [job for job in jobs if job.source not in further]
+    first = set(first_channels([job.source for job in jobs], config))
+    return [job for job in jobs if job.source in first]
+
+
+def first_channels(sources: Sequence[Path], config: ModelConfig) -> list[Path]:
+    """Files without those that belong to others' images, for models of several channels."""
+    further = {path for source in sources for path in _channel_files(source, config)[1:]}
+    return [source for source in sources if source not in further]
 
 
 def segment_file(

@@ -16,13 +16,17 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from scipy import ndimage
 
+from tttunet.imaging import Image
+from tttunet.inference.segment import MapsDone, segment
 from tttunet.measuring.objects import Grid, finish, measure
+from tttunet.models.model import Model
 
+Group = TypeVar("Group", bound=Hashable)
 #: Weight of an object's dents beside its entropy.
 DENTS = 2.0
 #: Foreground probability from which a patch without label is a gap.
@@ -77,20 +81,42 @@ def rank_places(maps: np.ndarray, labels: np.ndarray, task: str) -> list[Place]:
     return sorted(found, key=lambda place: -place.doubt)
 
 
-def rank_groups(
-    places: Iterable[tuple[Hashable, Place]], count: int = 5
-) -> list[tuple[Hashable, float]]:
+def rank_groups(places: Iterable[tuple[Group, Place]], count: int = 5) -> list[tuple[Group, float]]:
     """Regions, slices or images, those with the most doubtful places first.
 
     Args:
         places: the group of each place, and the place.
         count: so many places, the most doubtful of a group, are added up.
     """
-    doubts: dict[Hashable, list[float]] = {}
+    doubts: dict[Group, list[float]] = {}
     for group, place in places:
         doubts.setdefault(group, []).append(place.doubt)
     sums = {group: sum(sorted(found)[-count:]) for group, found in doubts.items()}
     return sorted(sums.items(), key=lambda item: -item[1])
+
+
+def review_image(image: Image, model: Model, **options: Any) -> list[tuple[tuple[int, ...], Place]]:
+    """Segment an image, and say where the labels are doubtful.
+
+    Args:
+        image: see `segment`.
+        model: likewise.
+        options: those of `segment`, without `maps_done`.
+
+    Returns:
+        Places with the number of their frame and slice, as far as the model sees these one by one;
+        the most doubtful first.
+    """
+    planes: list[tuple[tuple[int, ...], np.ndarray | None]] = []
+    keep: MapsDone = lambda index, maps: planes.append((index, maps))  # noqa: E731
+    labels = segment(image, model, maps_done=keep, **options).labels
+    found = [
+        (index, place)
+        for index, maps in planes
+        if maps is not None
+        for place in rank_places(maps, labels[index], model.config.task)
+    ]
+    return sorted(found, key=lambda one: -one[1].doubt)
 
 
 def _objects(undecided: np.ndarray, objects: np.ndarray, labels: np.ndarray) -> list[Place]:

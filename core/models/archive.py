@@ -1,8 +1,8 @@
 """A model as one file or folder to hand on: a zip with model.json and model.safetensors.
 
-Earlier data that lies beside a model (`replay/`, see `training.replay`) goes with it. An archive
-comes from strangers: nothing in it is trusted before it was checked, and only the files of a
-model are ever taken out.
+Earlier data that lies beside a model (`replay/`, see `training.replay`) goes with it, but for the
+user's own pictures (`replay/own/`). An archive comes from strangers: nothing in it is trusted
+before it was checked, and only the files of a model are ever taken out.
 """
 
 from __future__ import annotations

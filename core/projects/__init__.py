@@ -10,7 +10,6 @@ from tttunet.projects.annotate import (
     unvouch_object,
     vouch_edits,
     vouch_object,
-    vouch_region,
 )
 from tttunet.projects.autosave import Autosaver
 from tttunet.projects.corrections import Corrections, Summary
@@ -42,5 +41,4 @@ __all__ = [
     "unvouch_object",
     "vouch_edits",
     "vouch_object",
-    "vouch_region",
 ]

@@ -52,15 +52,13 @@ def unvouch_object(
     vouched: np.ndarray,
     number: int,
     rim: Rim = 2,
-    keep: np.ndarray | None = None,
 ) -> np.ndarray:
     """Take back `vouch_object`.
 
-    Background in the rim of another checked object stays vouched for, as does what `keep` holds.
+    Background in the rim of another checked object stays vouched for.
 
     Args:
         labels, vouched, number, rim: as for `vouch_object`.
-        keep: [*spatial] boolean, e.g. the complete regions; None: nothing.
 
     Returns:
         The new mask, uint8.
@@ -75,23 +73,8 @@ def unvouch_object(
     inside, mine = labels[box], chosen[box]
     others = (inside > 0) & ~mine & (new[box] != 0)
     drop = mine | (grow(mine, rim) & (inside == 0) & ~grow(others, rim))
-    if keep is not None:
-        drop &= ~keep[box]
     new[box][drop] = 0
     return new
-
-
-def vouch_region(vouched: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Vouch for everything inside a region: objects, and background between them.
-
-    Args:
-        vouched: [*spatial].
-        mask: [*spatial] boolean.
-
-    Returns:
-        The new mask, uint8.
-    """
-    return ((np.asarray(vouched) != 0) | (np.asarray(mask) != 0)).astype(np.uint8)
 
 
 def vouch_edits(

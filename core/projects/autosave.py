@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +16,9 @@ from tttunet.projects.chunks import Index
 from tttunet.projects.corrections import Corrections
 from tttunet.projects.schema import Bounds
 
-Read = Callable[[Bounds], tuple[np.ndarray, np.ndarray]]
+_LOG = logging.getLogger(__name__)
+
+Read = Callable[[Bounds], tuple[np.ndarray, ...]]
 
 
 class Autosaver:
@@ -26,12 +30,13 @@ class Autosaver:
 
     Args:
         corrections: where to.
-        read: gives labels and vouched mask of a box (see `Corrections.write`); called in the
-            thread.
+        read: gives labels, vouched mask and perhaps `own` of a box (see `Corrections.write`);
+            called in the thread.
         delay: seconds from the first change to the writing, so that a stroke is written once.
         on_error: called in the thread with what went wrong, once per sentence until a writing
             succeeds.
-        on_saved: called in the thread with the number of files written.
+        on_saved: called in the thread with the number of files written. What either raises is
+            logged; the saving goes on.
     """
 
     def __init__(
@@ -136,7 +141,7 @@ class Autosaver:
                     return
             written, error = self._save()
             if written and self._on_saved is not None:
-                self._on_saved(written)
+                _call(self._on_saved, written)
             if error is not None:
                 self._failed(error)
             else:
@@ -145,9 +150,9 @@ class Autosaver:
     def _failed(self, error: Exception) -> None:
         with self._wake:
             self._due = time.monotonic() + max(self.delay, 0.1)
-        if str(error) != self._told and self._on_error is not None:
-            self._on_error(error)
-        self._told = str(error)
+        told, self._told = self._told, str(error)
+        if self._told != told and self._on_error is not None:
+            _call(self._on_error, error)
 
     def _save(self) -> tuple[int, Exception | None]:
         """The number of files written, and the first error: one bad box keeps no other back."""
@@ -168,3 +173,11 @@ class Autosaver:
                     for box in left.values():
                         self._add(box)
             return written, first
+
+
+def _call(hear: Callable[[Any], None], what: Any) -> None:
+    """Tell somebody who may be gone, as a window that was closed; the saving must go on."""
+    try:
+        hear(what)
+    except Exception:
+        _LOG.exception("What was told about the saving of corrections was not taken")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import re
 import zipfile
@@ -13,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tttunet.files import atomic_write, output_error
-from tttunet.projects.schema import Bounds, set_aside
+from tttunet.projects.schema import ABSENT, Bounds, set_aside, unreadable
 
 Index = tuple[int, ...]
 _NAME = re.compile(r"\d{1,9}(_\d{1,9}){1,3}\.npz")
@@ -53,11 +55,17 @@ class ChunkStore:
         return self.folder / f"{'_'.join(map(str, index))}.npz"
 
     def indices(self) -> list[Index]:
-        """The chunks that have a file, sorted."""
+        """The chunks that have a file, sorted.
+
+        Raises:
+            ProjectError: the folder cannot be read.
+        """
         try:
             names = os.listdir(self.folder)
-        except OSError:
+        except ABSENT:
             return []
+        except OSError as error:
+            raise unreadable(self.folder, error) from error
         found = (tuple(map(int, n[:-4].split("_"))) for n in names if _NAME.fullmatch(n))
         return sorted(index for index in found if self._inside(index))
 
@@ -77,15 +85,26 @@ class ChunkStore:
         return product(*(range(a // step, -(-b // step)) for (a, b), step in pairs))
 
     def read(self, index: Index) -> tuple[np.ndarray, np.ndarray] | None:
-        """Labels int32 and vouched uint8, writable; None without a file or if it is damaged."""
+        """Labels int32 and vouched uint8, writable; None without a file or if it is damaged.
+
+        Raises:
+            ProjectError: the file is there, but cannot be read at the moment.
+        """
         path = self.path(index)
         shape = tuple(stop - start for start, stop in self.bounds(index))
+        content = b""
         try:
-            with np.load(path, allow_pickle=False) as content:
-                labels, vouched = content["labels"], content["vouched"]
-        except FileNotFoundError:
+            # In memory first: what fails after that is the content's fault, not the disk's.
+            content = path.read_bytes()
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                labels, vouched = arrays["labels"], arrays["vouched"]
+        except ABSENT:
             return None
         except Exception as error:  # numpy's parsers raise whatever they meet
+            if not content and isinstance(error, (OSError, MemoryError)):
+                raise unreadable(path, error) from error
+            if isinstance(error, MemoryError) and _is_whole(content):
+                raise unreadable(path, error) from error
             self._damaged(path, str(error) or type(error).__name__)
             return None
         if labels.shape != shape or vouched.shape != shape:
@@ -99,13 +118,21 @@ class ChunkStore:
     def check(self) -> None:
         """Tell about files that end too early; cheap, the content is checked when it is read."""
         for index in self.indices():
+            path = self.path(index)
             try:
-                with zipfile.ZipFile(self.path(index)) as archive:
+                with path.open("rb") as file, zipfile.ZipFile(file) as archive:
                     complete = {"labels.npy", "vouched.npy"} <= set(archive.namelist())
-            except Exception:  # as above
+            except ABSENT:
+                continue
+            except Exception as error:  # as above
+                # Some Pythons' zipfile goes to a place before the file's start.
+                before = isinstance(error, OSError) and error.errno == errno.EINVAL
+                if isinstance(error, (OSError, MemoryError)) and not before:
+                    self._tell(str(unreadable(path, error)))
+                    continue
                 complete = False
             if not complete:
-                self._damaged(self.path(index), "it is incomplete")
+                self._damaged(path, "it is incomplete")
 
     def _damaged(self, path: Path, reason: str) -> None:
         place = f"{path.parent.parent.name}/{path.parent.name}/{path.name}"
@@ -157,6 +184,17 @@ class ChunkStore:
         except OSError:
             return 0, 0
         return state.st_mtime_ns, state.st_size
+
+
+def _is_whole(content: bytes) -> bool:
+    """Whether the checksums of an archive are right; needs little memory."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return archive.testzip() is None
+    except MemoryError:
+        return True  # nobody knows: nothing is called damaged
+    except Exception:  # as in `read`
+        return False
 
 
 def _summarise(labels: np.ndarray, vouched: np.ndarray, bounds: Bounds) -> ChunkSummary:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from tttunet.projects.chunks import ChunkStore, ChunkSummary, Index
-from tttunet.projects.regions import Region
+from tttunet.projects.regions import Region, covered
 from tttunet.projects.schema import (
+    ABSENT,
     Bounds,
     Damaged,
     ImageReference,
@@ -22,12 +23,15 @@ from tttunet.projects.schema import (
     read_json,
     set_aside,
     take,
+    unreadable,
     write_json,
 )
 
 REGIONS_NAME = "regions.json"
 #: Training cannot tell larger numbers apart.
 LARGEST_LABEL = 2**24 - 1
+#: Part of a mark in the files: vouched for apart from a complete region.
+OWN = 2
 #: Seconds between two lines about the same image in the history.
 _RECORD_EVERY = 60.0
 
@@ -86,9 +90,29 @@ class Corrections:
         """Labels int32 and vouched uint8 (1: vouched for) of a box, as new arrays.
 
         Raises:
-            ProjectError: the bounds do not lie in the image.
+            ProjectError: the bounds do not lie in the image, or a file cannot be read at the
+                moment; a damaged one is told, and its pixels are 0.
+        """
+        labels, marks = self._marks(self._checked(bounds))
+        return labels, (marks != 0).astype(np.uint8)
+
+    def own(self, bounds: Bounds) -> np.ndarray:
+        """Boolean: what of a box is vouched for on its own, not only by a complete region.
+
+        That is what was written so, and what lies in no region.
+
+        Raises:
+            ProjectError: see `read`.
         """
         bounds = self._checked(bounds)
+        with self._lock:
+            return self._own(self._marks(bounds)[1], bounds)
+
+    def _own(self, marks: np.ndarray, bounds: Bounds) -> np.ndarray:
+        return (marks & OWN != 0) | ((marks != 0) & ~covered(bounds, self.regions))
+
+    def _marks(self, bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
+        """Labels, and the marks as the files have them: 0, 1, or 1 + `OWN`."""
         shape = tuple(stop - start for start, stop in bounds)
         labels, vouched = np.zeros(shape, np.int32), np.zeros(shape, np.uint8)
         with self._lock:
@@ -99,26 +123,40 @@ class Corrections:
                     labels[outer], vouched[outer] = content[0][inner], content[1][inner]
         return labels, vouched
 
-    def write(self, bounds: Bounds, labels: np.ndarray, vouched: np.ndarray) -> int:
+    def write(
+        self,
+        bounds: Bounds,
+        labels: np.ndarray,
+        vouched: np.ndarray,
+        own: np.ndarray | None = None,
+    ) -> int:
         """Store a box; each chunk's file is replaced as a whole or not at all.
 
         Args:
             bounds: the box.
             labels: integers of its shape; negative: not labelled.
             vouched: boolean or integer, not 0 where the user vouches for the label.
+            own: the same where the user does so apart from a complete region, by painting or
+                checking: removing the region leaves that. None: as it is known until now.
 
         Returns:
             The number of files written: chunks whose content did not change are left alone.
 
         Raises:
-            ProjectError: bounds or arrays do not fit, or the project is open for reading only.
+            ProjectError: bounds or arrays do not fit, the project is open for reading only, or a
+                file that is to be changed cannot be read; those before it are written.
             OutputError: a file cannot be written; those before it are.
         """
         bounds = self._checked(bounds)
         labels, vouched = self._arrays(bounds, labels, vouched)
+        if own is not None and np.shape(own) != vouched.shape:
+            raise ProjectError(f"A mask of shape {np.shape(own)} does not fit the labels.")
         written = 0
         with self._lock:
             self._check_writable()
+            if own is None:
+                own = self._marks(bounds)[1] & OWN
+            vouched |= (vouched != 0) * np.where(own, OWN, 0).astype(np.uint8)
             try:
                 for index in self.store.overlapping(bounds):
                     inner, outer = self._slices(index, bounds)
@@ -228,12 +266,16 @@ class Corrections:
 
     @property
     def regions(self) -> list[Region]:
-        """The complete regions; empty if the file is damaged, which the project tells."""
+        """The complete regions; empty if the file is damaged, which the project tells.
+
+        Raises:
+            ProjectError: the file is there, but cannot be read at the moment.
+        """
         try:
             return self._read_regions()
-        except FileNotFoundError:
+        except ABSENT:
             return []
-        except (Damaged, OSError) as error:
+        except Damaged as error:
             self._tell(
                 f"The list of complete regions of '{self.image.name}' is lost: {error}. What they "
                 "vouch for is kept."
@@ -241,21 +283,31 @@ class Corrections:
             return []
 
     def _read_regions(self) -> list[Region]:
-        found = take(read_json(self._regions_path), "regions", list)
+        try:
+            found = take(read_json(self._regions_path), "regions", list)
+        except ABSENT:
+            raise
+        except (OSError, MemoryError) as error:
+            raise unreadable(self._regions_path, error) from error
         return [Region.from_json(region, self.image.label_shape) for region in found]
 
     def check(self) -> None:
         """Tell about damaged files, as far as it is seen without reading the chunks."""
-        self.store.check()
-        _ = self.regions
+        try:
+            self.store.check()
+            _ = self.regions
+        except ProjectError as error:
+            self._tell(str(error))
 
-    def complete(self, region: Region, labels: np.ndarray) -> int:
+    def complete(self, region: Region, labels: np.ndarray, own: np.ndarray | None = None) -> int:
         """Vouch for everything in a region, and remember the region.
 
         Args:
             region: where.
             labels: integers of the shape of `region.bounds`; what lies outside the polygon is
                 not used.
+            own: boolean or integer of the same shape, see `write`; None: what is vouched for
+                already stays so when the region is removed, unless another region is the reason.
 
         Returns:
             The number of chunk files written.
@@ -269,19 +321,21 @@ class Corrections:
         if not mask.any():
             raise ProjectError("The region holds no pixel.", "Draw it larger.")
         with self._lock:
-            old_labels, old_vouched = self.read(bounds)
+            old_labels, marks = self._marks(bounds)
             if np.shape(labels) != old_labels.shape:
                 raise ProjectError(
                     f"Labels of shape {np.shape(labels)} do not fit a region of shape "
                     f"{old_labels.shape}."
                 )
-            vouched = old_vouched | mask
-            written = self.write(bounds, np.where(mask, labels, old_labels), vouched)
+            known = self._own(marks, bounds)
+            own = known if own is None else np.where(mask, own, known)
+            merged = np.where(mask, labels, old_labels)
+            written = self.write(bounds, merged, (marks != 0) | mask, own)
             self._save_regions([*self.regions, Region(bounds, region.polygon)])
         return written
 
     def remove_region(self, number: int) -> int:
-        """Forget a region; what no other region covers is no longer vouched for.
+        """Forget a region; only what another one covers or `own` has stays vouched for.
 
         Args:
             number: its place in `regions`.
@@ -299,30 +353,18 @@ class Corrections:
             if not 0 <= number < len(regions):
                 raise ProjectError(f"There is no complete region {number + 1}.")
             region = regions.pop(number)
-            labels, vouched = self.read(region.bounds)
-            written = self.write(
-                region.bounds, labels, vouched & ~(region.mask() & ~self.covered(region, regions))
-            )
+            labels, marks = self._marks(region.bounds)
+            stays = ~region.mask() | covered(region.bounds, regions) | (marks & OWN != 0)
+            written = self.write(region.bounds, labels, (marks != 0) & stays, marks & OWN)
             self._save_regions(regions)
         return written
-
-    def covered(self, region: Region, by: list[Region]) -> np.ndarray:
-        """Boolean, of the shape of `region.bounds`: what the other regions hold of it."""
-        covered = np.zeros([stop - start for start, stop in region.bounds], bool)
-        for other in by:
-            here, there = [], []
-            for (a, b), (start, stop) in zip(region.bounds, other.bounds, strict=True):
-                first, last = max(a, start), max(min(b, stop), max(a, start))
-                here.append(slice(first - a, last - a))
-                there.append(slice(first - start, last - start))
-            if covered[tuple(here)].size:
-                covered[tuple(here)] |= other.mask()[tuple(there)]
-        return covered
 
     def _save_regions(self, regions: list[Region]) -> None:
         try:
             self._read_regions()
-        except (Damaged, OSError):
+        except ABSENT:
+            pass
+        except Damaged:
             set_aside(self._regions_path)
         write_json(self._regions_path, {"regions": [region.to_json() for region in regions]})
 

@@ -43,7 +43,10 @@ class Piece(NamedTuple):
 
 
 def describe(project: Project) -> str:
-    """What will be used, e.g. "23 objects and 2 complete regions on 3 images"."""
+    """What will be used, e.g. "23 objects and 2 complete regions on 3 images".
+
+    What there is nothing of is not named.
+    """
     objects = pixels = regions = images = 0
     classes: set[int] = set()
     for image in project.images:
@@ -55,11 +58,13 @@ def describe(project: Project) -> str:
     if not images:
         return "nothing is checked yet"
     if project.task == "instance":
-        parts = [_count(objects, "object")]
+        parts = [_count(objects, "object")] if objects else []
     else:
-        parts = [f"{_count(pixels, 'pixel')} of {_count(len(classes), 'class', 'classes')}"]
+        known = _count(len(classes), "class", "classes") if classes else "background"
+        parts = [f"{_count(pixels, 'pixel')} of {known}"]
     if regions:
         parts.append(_count(regions, "complete region"))
+    parts = parts or [f"{_count(pixels, 'pixel')} of background"]
     return f"{' and '.join(parts)} on {_count(images, 'image')}"
 
 
@@ -118,8 +123,8 @@ def _unknown_classes(
 ) -> Iterator[Finding]:
     for number in sorted(numbers - set(classes)):
         yield Finding(
-            f"Class {number} is painted, but the project has no such class. Name it, or paint it "
-            "over.",
+            f"Class {number} is painted, but the project has no such class. Add it to the classes "
+            "of the project, or paint it over.",
             True,
         )
     if model_classes is None:

@@ -12,7 +12,14 @@ from typing import Any
 
 from tttunet.projects.images import checked_chunk
 from tttunet.projects.journal import Journal
-from tttunet.projects.schema import Damaged, ImageReference, ProjectError, ProjectInfo, read_json
+from tttunet.projects.schema import (
+    Damaged,
+    ImageReference,
+    ProjectError,
+    ProjectInfo,
+    read_json,
+    unreadable,
+)
 
 INFO_NAME = "project.json"
 _LEFTOVER = re.compile(r"\.[0-9a-f]{8}-.+")
@@ -83,15 +90,23 @@ def _read_images(folder: Path, events: list[dict[str, Any]], content: Content) -
     remembered = _images_of_history(events)
     found: dict[str, ImageReference] = {}
     faults: dict[str, str] = {}
+    unread: dict[str, str] = {}
     for path in sorted((folder / "images").glob("*.json")):
-        reason = _read_image(path, content.info.dim, found)
+        try:
+            reason = _read_image(path, content.info.dim, found)
+        except OSError as error:
+            unread[path.stem] = str(unreadable(path, error))
+            continue
         if reason:
             faults[path.stem] = reason
+    content.problems += unread.values()
     for image_id, data in remembered.items():
         if image_id in found:
             continue
         with contextlib.suppress(Damaged):
             found[image_id] = checked_chunk(ImageReference.from_json(data), content.info.dim)
+            if image_id in unread:
+                continue  # it may be in order: nothing takes its place
             content.rebuilt.append(folder / "images" / f"{image_id}.json")
             content.problems.append(
                 f"'images/{image_id}.json' was damaged or missing and is rebuilt from the history."
@@ -106,15 +121,13 @@ def _read_images(folder: Path, events: list[dict[str, Any]], content: Content) -
 
 
 def _read_image(path: Path, dim: int, found: dict[str, ImageReference]) -> str:
-    """Adds an image; otherwise says why not."""
+    """Adds an image; otherwise says why not. Raises `OSError` if the file cannot be read."""
     try:
         image = checked_chunk(ImageReference.from_json(read_json(path)), dim)
         if image.id != path.stem:
             raise Damaged(f"it is about '{image.id}'")
     except Damaged as error:
         return str(error)
-    except OSError as error:
-        return error.strerror or str(error)
     found[image.id] = image
     return ""
 

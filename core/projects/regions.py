@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +26,19 @@ class Region:
 
     def mask(self) -> np.ndarray:
         """Boolean, of the shape of `bounds`: what lies inside."""
-        shape = tuple(stop - start for start, stop in self.bounds)
-        if not self.polygon:
-            return np.ones(shape, bool)
-        (top, _), (left, _) = self.bounds[-2:]
-        corners = np.asarray(self.polygon, np.float64) - (top, left)
-        return np.broadcast_to(_fill(corners, shape[-2:]), shape).copy()
+        return self.inside(self.bounds)
+
+    def inside(self, bounds: Bounds) -> np.ndarray:
+        """Boolean, of the shape of `bounds`: what of that box lies inside the region."""
+        found = np.zeros([stop - start for start, stop in bounds], bool)
+        common = tuple(
+            (max(a, c), min(b, d)) for (a, b), (c, d) in zip(bounds, self.bounds, strict=True)
+        )
+        if all(start < stop for start, stop in common):
+            axes = zip(common, bounds, strict=True)
+            place = tuple(slice(a - start, b - start) for (a, b), (start, _) in axes)
+            found[place] = _fill(self.polygon, common[-2:]) if self.polygon else True
+        return found
 
     @classmethod
     def around(
@@ -74,23 +82,33 @@ def _pair(value: Any, *kinds: type) -> tuple[Any, Any]:
     return value[0], value[1]
 
 
-def _fill(corners: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def covered(bounds: Bounds, regions: Iterable[Region]) -> np.ndarray:
+    """Boolean, of the shape of `bounds`: what lies inside one of the regions."""
+    found = np.zeros([stop - start for start, stop in bounds], bool)
+    for region in regions:
+        found |= region.inside(bounds)
+    return found
+
+
+def _fill(polygon: Sequence[tuple[float, float]], bounds: Bounds) -> np.ndarray:
     """Pixels whose centre lies inside a polygon, by the even-odd rule.
 
-    Every edge toggles, in the rows that it crosses, all pixels to the right of the crossing.
+    Every edge toggles, in the rows that it crosses, all pixels to the right of the crossing. The
+    answer for a pixel is the same in every box.
 
     Args:
-        corners: [n, 2], (y, x).
-        shape: (height, width) of the result.
+        polygon: (y, x) corners.
+        bounds: rows and columns of the result.
     """
-    height, width = shape
+    (top, bottom), (left, right) = bounds
+    corners, height, width = np.asarray(polygon, np.float64), bottom - top, right - left
     toggles = np.zeros((height, width + 1), np.int32)
     for (y0, x0), (y1, x1) in zip(corners, np.roll(corners, -1, 0), strict=True):
         first, last = sorted((math.ceil(y0), math.ceil(y1)))
-        rows = np.arange(max(first, 0), min(last, height))
+        rows = np.arange(max(first, top), min(last, bottom))
         if y0 == y1 or not len(rows):
             continue
         crossing = x0 + (rows - y0) * (x1 - x0) / (y1 - y0)
-        columns = np.clip(np.ceil(crossing), 0, width).astype(int)
-        toggles[rows, columns] += 1  # each row occurs once per edge
+        columns = np.clip(np.ceil(crossing) - left, 0, width).astype(int)
+        toggles[rows - top, columns] += 1  # each row occurs once per edge
     return np.cumsum(toggles[:, :width], axis=1) % 2 == 1

@@ -38,6 +38,10 @@ class ProjectError(TTTUNetError):
     """A project cannot be opened, or a request does not fit it."""
 
 
+#: A file or its folder is not there; any other `OSError` says nothing about the file's content.
+ABSENT = (FileNotFoundError, NotADirectoryError)
+
+
 class Damaged(ValueError):
     """A file of the project does not hold what it should; the text says why."""
 
@@ -317,14 +321,28 @@ def _in_one_line(found: re.Match[str]) -> str:
     return f"[{', '.join(values)}]"
 
 
+def unreadable(path: Path, error: OSError | MemoryError) -> ProjectError:
+    """Says why a file cannot be read that may be in order: it must not be replaced."""
+    reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
+    if isinstance(error, MemoryError):
+        reason = "there is not enough memory"
+    return ProjectError(
+        f"'{path}' cannot be read: {reason}.", "It is left as it is; mend the cause and try again."
+    )
+
+
 def set_aside(path: Path) -> None:
-    """Keep a damaged file under another name before a good one takes its place.
+    """Keep a damaged file under a name of its own before a good one takes its place.
 
     Raises:
         OutputError: the folder cannot be written.
     """
+    number, kept = 1, path.with_name(f"{path.name}.damaged")
+    while os.path.lexists(kept):  # an earlier one is kept as well
+        number += 1
+        kept = path.with_name(f"{path.name}.damaged-{number}")
     try:
-        os.replace(path, path.with_name(f"{path.name}.damaged"))
+        os.replace(path, kept)
     except FileNotFoundError:
         pass
     except OSError as error:

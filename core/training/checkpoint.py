@@ -1,4 +1,4 @@
-"""Training state on disk: weights, moving average, optimiser, random state, progress."""
+"""Training state on disk: weights and their average, optimiser, scale, random state, progress."""
 
 from __future__ import annotations
 

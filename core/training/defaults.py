@@ -11,13 +11,13 @@ from tttunet.training.augment import AugmentConfig
 from tttunet.training.config import TrainConfig
 
 #: Largest patch of a fine-tuning per number of dimensions: more steps in the same time.
-LARGEST_PATCH = {2: 192, 3: 48}
+LARGEST_PATCH = {2: 160, 3: 48}
 #: Patches per step.
 BATCH_SIZE = {2: 4, 3: 2}
 #: Steps for one labelled part, for every further one, and at most.
 FIRST_STEPS, FURTHER_STEPS, MOST_STEPS = 120, 20, 400
 #: More of them where the head is new, or everything.
-NEW_HEAD, FROM_SCRATCH = 1.5, 5.0
+NEW_HEAD, FROM_SCRATCH = 1.25, 5.0
 #: Learning rates of weights that know something and of fresh ones: at 1e-3, a network that knew
 #: something forgot more on the way than it learnt.
 KNOWN_RATE, FRESH_RATE = 5e-4, 1e-3
@@ -40,6 +40,10 @@ def choose_settings(
     chosen: dict[str, Any] | None = None,
 ) -> TrainConfig:
     """Settings of a fine-tuning.
+
+    The amount of labels decides the number of steps, the kind of start the learning rates. All
+    weights move, however few the labels are: the blend and the earlier data hold on to what was
+    known.
 
     Args:
         config: of the model to start from.

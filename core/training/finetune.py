@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import numpy as np
 from tttunet.errors import Cancelled, DatasetError, ModelError
 from tttunet.files import atomic_write
 from tttunet.inference.allocator import tune_allocator
+from tttunet.models.config import DataSource
+from tttunet.models.folder import REPLAY_NAME
 from tttunet.models.model import Model, load_model
 from tttunet.training.comparison import found_labels, save_comparison, worth_showing
 from tttunet.training.config import TrainConfig
@@ -21,8 +23,19 @@ from tttunet.training.dataset import Task
 from tttunet.training.defaults import choose_settings, with_low_confidence
 from tttunet.training.heldout_scores import Tally, interval, summary, tally
 from tttunet.training.holdout import hold_out
+from tttunet.training.notes import (
+    FROM_SCRATCH,
+    NEW_HEAD,
+    NO_EARLIER_DATA,
+    NOT_BLENDED,
+    TOO_FEW,
+    UNCHANGED,
+    of_hidden_classes,
+    of_known_classes,
+)
+from tttunet.training.own_replay import OWN_LICENCE, OWN_SOURCE, add_own
 from tttunet.training.prepare import PreparedCase
-from tttunet.training.replay import Replay, as_one_modality, copy_replay, load_replay
+from tttunet.training.replay import Replay, as_one_modality, copy_replay, has_replay, load_replay
 from tttunet.training.run import (
     MODEL_FOLDER,
     RECORD_NAME,
@@ -30,9 +43,15 @@ from tttunet.training.run import (
     check_folder,
     remove_previous,
 )
-from tttunet.training.samples import Material, Sample, read_material, to_cases
+from tttunet.training.samples import Material, Sample, is_project, read_material, to_cases
+from tttunet.training.snapshot import restore_snapshot, save_snapshot
 from tttunet.training.trainer import Trainer, TrainEvent
-from tttunet.training.transfer import initial_model, same_question
+from tttunet.training.transfer import (
+    hidden_classes,
+    initial_model,
+    same_question,
+    shared_classes,
+)
 
 #: Seconds between two previews.
 PREVIEW_EVERY = 4.0
@@ -47,7 +66,8 @@ class FinetuneResult:
         folder: where it is saved.
         before, after: scores on the labels that were held out (see `heldout_scores.summary`), with
             `difference` and its `difference_interval` in `after`; None if nothing was held out.
-            `before` is None too where the model answers another question than its parent.
+            `before` is None too where the model answers another question than its parent; then
+            `after` has `known` with `before` and `after` of the classes that the parent finds too.
         forgetting: `before` and `after` on earlier data that was not trained on; None without.
         improved: whether another model than the one to start from is the best.
         best_step: the step of the best model; 0: none was better.
@@ -68,10 +88,17 @@ class FinetuneResult:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Everything that is decided before the first step."""
+    """Everything that is decided before the first step.
+
+    `taught` are the model's classes that the labels tell, `hidden` the others (see `loss`), and
+    `shared` those that a new head has in common with the old one.
+    """
 
     start: Model
     new_head: bool
+    taught: frozenset[int]
+    hidden: frozenset[int]
+    shared: frozenset[int]
     train: list[PreparedCase]
     val: list[PreparedCase]
     replay: Replay
@@ -110,12 +137,14 @@ def finetune(
 
     A part of the labels is held out and never trained on (see `holdout`). The training ends when
     the score on it rises no more, and its best model is kept: the one to start from, if no other
-    is better.
+    is better. As the same labels choose that model and tell its score, the score `after` is
+    slightly optimistic; scores of other images tell what the model is worth.
 
     Two things keep the model from forgetting what it learnt before: a sample of that is trained on
-    in turn, and every model that is judged, shown or kept is a mean of the tuned weights and those
-    to start from (Wortsman et al. 2022, Robust fine-tuning of zero-shot models): such a mean keeps
-    more of the old than it loses of the new.
+    in turn (in the new model, crops of the labels join it, see `own_replay`), and every model that
+    is judged, shown or kept is a mean of the tuned weights and those to start from (Wortsman et
+    al. 2022, Robust fine-tuning of zero-shot models): such a mean keeps more of the old than it
+    loses of the new.
 
     `output` receives `model/`, and `loss.png`, `history.jsonl`, `checkpoint.pt`, the settings and,
     if something was held out, `comparison.npz` (see `comparison`).
@@ -123,7 +152,8 @@ def finetune(
 
     Args:
         model: name or folder of the model to start from, or the model; None: a new one. If the
-            labels are of another task or other classes, it gets a new head.
+            labels are of another task or other classes, it gets a new head. Classes that only
+            the model knows stay: what the labels call background may be of these.
         data: samples, a data set's folder, or a project or its folder; see `read_material`.
         output: working folder.
         name: of the new model; None: the old one's with `-tuned`.
@@ -134,14 +164,16 @@ def finetune(
         seed: decides what is held out, the order and the augmentation.
         max_minutes, steps: the budget; whichever is used up first ends the training. If neither
             is given, steps by the amount of data.
-        parts: which weights move: `all`, `decoder`, `head` or `auto`.
+        parts: which weights move: `all`, `decoder`, `head`, or `auto`, which is all of them,
+            however few the labels are: blending and replay keep what was known.
         learning_rate: initial; None: by the kind of start.
         blend: share of the tuned weights in that mean, above 0 to 1; None: `defaults.BLEND`. A
             new head has no weights to go back to: then it is 1.
         share: of the labels to hold out.
         options: further fields of `TrainConfig`.
         device: `auto`, `cpu`, `cuda` or `mps`.
-        resume: go on from the checkpoint in `output`, with the same samples and settings.
+        resume: go on from the checkpoint in `output`, with the same samples and settings; of a
+            project, with the corrections that there were when it began.
         overwrite: replace a previous training in `output`.
         listener: called with every `TrainEvent`.
         cancel: asked at every step; True saves a checkpoint and raises `Cancelled`.
@@ -166,6 +198,9 @@ def finetune(
             "Start with another model, or with a new one.",
         )
     material = read_material(data, task=task, classes=dict(classes) if classes else None)
+    of_project = is_project(data)
+    if of_project and resume:
+        material = replace(material, samples=restore_snapshot(folder, material.samples))
     chosen = dict(options or {})
     chosen |= {"max_minutes": max_minutes, "steps": steps, "learning_rate": learning_rate}
     chosen |= {"blend": blend} if blend is not None else {}
@@ -177,7 +212,10 @@ def finetune(
     if resume:
         _check_same(folder, plan.record)
     _ask(cancel)
-    before = tally(plan.start, plan.val, kind) if plan.val else None
+    before = tally(plan.start, plan.val, kind, plan.taught) if plan.val else None
+    known = None
+    if parent is not None and plan.val and plan.shared:
+        known = tally(parent, plan.val, kind, plan.shared)
     _ask(cancel)
     old = tally(plan.start, plan.replay.val, kind) if plan.replay.val else None
     _ask(cancel)
@@ -185,9 +223,15 @@ def finetune(
     found_before = found_labels(plan.start, shown, kind)
     if not resume:
         remove_previous(folder)
+        if of_project:
+            save_snapshot(folder, material.samples)
         plan.start.save(folder / MODEL_FOLDER, overwrite=True)
         _write(folder / RECORD_NAME, plan.record)
     plan.start.config = with_low_confidence(plan.start.config)
+
+    def score(found: Model) -> float:
+        return _merit(tally(found, plan.val, kind, plan.taught))
+
     # Of a new head nothing is expected before it has learnt something.
     baseline = None if before is None else 0.0 if plan.new_head else _merit(before)
     trainer = Trainer(
@@ -198,11 +242,12 @@ def finetune(
         folder,
         listener=listener,
         cancel=cancel,
-        score=(lambda found: _merit(tally(found, plan.val, kind))) if plan.val else None,
+        score=score if plan.val else None,
         stop=stop,
         pause=pause,
         preview=preview,
         preview_every=PREVIEW_EVERY,
+        hidden=plan.hidden,
         baseline=baseline,
         device=kind,
     )
@@ -210,7 +255,7 @@ def finetune(
     if shown:
         found_after = found_labels(best, shown, trainer.fabric.device)
         save_comparison(folder, shown, found_before, found_after)
-    return _finish(best, plan, trainer, before, old, beside, parent, material, folder)
+    return _finish(best, plan, trainer, before, known, old, beside, parent, material, folder)
 
 
 def _ask(cancel: Callable[[], bool] | None) -> None:
@@ -232,16 +277,25 @@ def _prepare(
     train, val = material.samples, material.val
     if not val:
         train, val = hold_out(material.samples, material.task, seed, share)
+    hidden = {} if parent is None or new_head else hidden_classes(parent.config, material)
+    shared = shared_classes(parent.config, start.config) if parent and new_head else {}
+    kept, any_kept = Replay([], []), False
+    if isinstance(beside, str | Path) and not new_head:
+        any_kept = has_replay(beside)
+        kept = load_replay(beside, start.config, (*material.samples, *material.val))
     notes = []
     if not val:
-        notes.append("There are too few labels to hold some out, so no score can be told.")
-    kept = Replay([], [])
-    if isinstance(beside, str | Path) and not new_head:
-        kept = load_replay(beside, start.config)
-    if beside and not new_head and not kept.train:
-        notes.append("No earlier data lies beside the model, so it may forget some of it.")
+        notes.append(TOO_FEW)
+    if parent is None:
+        notes.append(FROM_SCRATCH)
+    elif new_head:
+        notes.append(NEW_HEAD)
+    elif beside and not any_kept:
+        notes.append(NO_EARLIER_DATA)
     if new_head and chosen.get("blend", 1) != 1:
-        notes.append("The head is new, so the weights are not blended with the earlier ones.")
+        notes.append(NOT_BLENDED)
+    if hidden:
+        notes.append(of_hidden_classes(hidden))
     settings = choose_settings(
         start.config,
         len(train),
@@ -259,9 +313,13 @@ def _prepare(
         "replay": len(kept.train),
         "settings": settings.model_dump(mode="json"),
     }
+    classes = frozenset(label.value for label in start.config.labels)
     return _Plan(
         start,
         new_head,
+        classes - frozenset(hidden),
+        frozenset(hidden),
+        frozenset(shared),
         to_cases(train, start.config),
         to_cases(val, start.config),
         kept,
@@ -307,6 +365,7 @@ def _finish(
     plan: _Plan,
     trainer: Trainer,
     before: Tally | None,
+    known: Tally | None,
     old: Tally | None,
     beside: bool | str | Path,
     parent: Model | None,
@@ -318,15 +377,20 @@ def _finish(
     improved = trainer.best_step > 0
     notes = list(plan.notes)
     if not improved:
-        notes.append("No step made the model better: it is the one to start from, unchanged.")
+        notes.append(UNCHANGED)
     after = forgetting = None
     if before is not None:
-        found = tally(best, plan.val, device)
+        found = tally(best, plan.val, device, plan.taught)
         after = summary(found)
         if not plan.new_head:
             low, high = interval(found, before)
             after["difference"] = round(found.headline() - before.headline(), 4)
             after["difference_interval"] = [round(low, 4), round(high, 4)]
+        if known is not None and known.objects:
+            again = summary(tally(best, plan.val, device, plan.shared))
+            after["known"] = {"before": summary(known), "after": again}
+            names = [n.name for n in best.config.labels if n.value in plan.shared]
+            notes.append(of_known_classes(names, after["known"]))
     if old is not None:
         new = tally(best, plan.replay.val, device)
         low, high = interval(new, old)
@@ -369,6 +433,12 @@ def _finish(
     finished.save(folder / MODEL_FOLDER, overwrite=True)
     if isinstance(beside, str | Path) and not plan.new_head:
         copy_replay(beside, folder / MODEL_FOLDER)
+    # Where some classes are not labelled, crops would teach later that there are none.
+    if beside and improved and not plan.hidden:
+        samples = (*material.samples, *material.val)
+        own = DataSource(title=material.name, source=OWN_SOURCE, licence=OWN_LICENCE)
+        source = material.sources[0] if material.sources else own
+        add_own(folder / MODEL_FOLDER / REPLAY_NAME, plan.train, plan.val, samples, source)
     return FinetuneResult(
         finished,
         folder / MODEL_FOLDER,

@@ -9,7 +9,7 @@ worth.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,11 +81,23 @@ class Tally:
         return "Dice"
 
 
-def tally(model: Model, cases: Sequence[PreparedCase], device: torch.device | str = "cpu") -> Tally:
-    """Segment the cases and compare them with their labels, where there are any."""
+def tally(
+    model: Model,
+    cases: Sequence[PreparedCase],
+    device: torch.device | str = "cpu",
+    classes: Collection[int] | None = None,
+) -> Tally:
+    """Segment the cases and compare them with their labels, where there are any.
+
+    Args:
+        model: what segments.
+        cases: with labels that may be incomplete.
+        device: where the network runs.
+        classes: those of a semantic model that count; None: all.
+    """
     config = model.config
     instance = config.task == "instance"
-    values = [label.value for label in config.labels]
+    values = [n.value for n in config.labels if classes is None or n.value in classes]
     names = tuple(f"dice_{value}" for value in values)
     if instance:
         names = (*(f"f1_iou{round(100 * iou)}" for iou in IOUS), "foreground_dice")
@@ -98,7 +110,7 @@ def tally(model: Model, cases: Sequence[PreparedCase], device: torch.device | st
             parts, count = _instance_parts(found, labels)
         else:
             parts = np.stack([_dice_parts(found == v, labels == v, labels) for v in values], 1)
-            count = int((labels > 0).sum())
+            count = int(np.isin(labels, values).sum() if classes else (labels > 0).sum())
         rows.append(parts)
         objects += count
     parts = np.concatenate(rows) if rows else np.zeros((0, len(names), 2))

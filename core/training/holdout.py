@@ -23,9 +23,10 @@ def hold_out(
 ) -> tuple[list[Sample], list[Sample]]:
     """Divide samples into those to train on and those to validate on; no pixel is in both.
 
-    From `WHOLE_IMAGES` images (or groups) on, whole ones are held out. Of fewer, every sample is
-    cut across the longest side of what is labelled, and an object belongs to one side with all its
-    pixels; samples that are too small for that are held out whole.
+    From `WHOLE_IMAGES` images (or groups) on, whole ones are held out. Of fewer, or where no choice
+    of whole ones leaves the training every class, every sample is cut across the longest side of
+    what is labelled, and an object belongs to one side with all its pixels; samples that are too
+    small for that are held out whole.
 
     Args:
         samples: with labels that may be incomplete.
@@ -41,7 +42,9 @@ def hold_out(
     origins = sorted({sample.origin for sample in samples})
     if len(origins) >= WHOLE_IMAGES:
         by_origin = [[s for s in samples if s.origin == origin] for origin in origins]
-        return _whole(by_origin, task, rng, share)
+        train, val = _whole(by_origin, task, rng, share)
+        if val:
+            return train, val
     train, val = [], []
     for sample in samples:
         held = _cut(sample.labels, task, rng, share)

@@ -65,6 +65,37 @@ def segmentation_loss(logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
     return entropy + soft_dice_loss(logits, classes) + DISTANCE_WEIGHT * regression
 
 
+def without_classes(
+    outputs: Sequence[Tensor], targets: dict[str, Tensor], hidden: Sequence[int]
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Outputs and targets of labels that say nothing about some classes.
+
+    Who labelled did not tell these classes from background: so their probabilities are added to
+    the background's (the marginal loss of Shi et al. 2021), and a pixel labelled as background
+    says only that it is of no other class.
+
+    Args:
+        outputs: [batch, C, *spatial] logits of a semantic network at every resolution.
+        targets: from `batch_targets`, classes numbered like the outputs.
+        hidden: numbers of the outputs that are left out; not 0.
+
+    Returns:
+        Logits [batch, C - len(hidden), *spatial] in 32 bits, and targets numbered like them.
+    """
+    count = outputs[0].shape[1]
+    kept = [place for place in range(1, count) if place not in hidden]
+    merged = []
+    for output in outputs:
+        logits = output.float()
+        background = logits[:, [0, *hidden]].logsumexp(1, keepdim=True)
+        merged.append(torch.cat([background, logits[:, kept]], 1))
+    classes = targets["classes"]
+    numbers = torch.zeros(count, dtype=classes.dtype, device=classes.device)
+    numbers[kept] = torch.arange(1, len(kept) + 1, dtype=classes.dtype, device=classes.device)
+    renumbered = torch.where(classes > 0, numbers[classes.clamp_min(0)], classes)
+    return merged, {**targets, "classes": renumbered}
+
+
 def deep_supervision_loss(outputs: Sequence[Tensor], targets: dict[str, Tensor]) -> Tensor:
     """Weighted sum over resolutions, highest first: weights 1, 1/2, 1/4, ..., normalised.
 

@@ -2,12 +2,12 @@
 
 `replay/` lies beside model.json: pictures and labels of crops, and `replay.json`, which says where
 they are from, under which licence, how they were normalised (with their whole image), and which of
-them are never trained on, but tell what was forgotten.
+them are never trained on, but tell what was forgotten. Crops of a user's own corrections lie in a
+folder of their own (see `own_replay`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections import defaultdict
@@ -27,10 +27,10 @@ from tttunet.imaging.readers import load_image, load_labels
 from tttunet.models.config import DataSource, ModelConfig
 from tttunet.models.folder import REPLAY_NAME
 from tttunet.models.library import resolve
+from tttunet.training.own_replay import LIST_NAME, OWN_NAME, checksum, load_own
 from tttunet.training.prepare import IGNORE, PreparedCase, find_locations
 from tttunet.training.samples import Sample, keeps_grid, normalised, plane
 
-_LIST = "replay.json"
 _FORMAT = 1
 #: Share of the crops that are kept for telling what was forgotten.
 VALIDATION_SHARE = 1 / 3
@@ -49,25 +49,28 @@ class Replay:
 
 def has_replay(model: str | Path) -> bool:
     """Whether a sample of earlier data lies beside a model."""
-    return (resolve(model) / REPLAY_NAME / _LIST).is_file()
+    folder = resolve(model) / REPLAY_NAME
+    return any((part / LIST_NAME).is_file() for part in (folder, folder / OWN_NAME))
 
 
-def load_replay(model: str | Path, config: ModelConfig) -> Replay:
+def load_replay(model: str | Path, config: ModelConfig, samples: Sequence[Sample] = ()) -> Replay:
     """Read the sample of earlier data beside a model; empty if there is none.
 
     Args:
         model: its name or folder.
         config: of the model, which says how many channels it takes.
+        samples: what is learnt from now: no own crop of the same images is read.
 
     Raises:
         ModelError: it is damaged.
     """
     folder = resolve(model) / REPLAY_NAME
-    if not (folder / _LIST).is_file():
-        return Replay([], [])
+    cases: list[tuple[PreparedCase, bool]] = []
     try:
-        listed = json.loads((folder / _LIST).read_text(encoding="utf-8"))
-        cases = [(_read(folder, row, config), bool(row["val"])) for row in listed["crops"]]
+        if (folder / LIST_NAME).is_file():
+            listed = json.loads((folder / LIST_NAME).read_text(encoding="utf-8"))
+            cases += [(_read(folder, row, config), bool(row["val"])) for row in listed["crops"]]
+        cases += load_own(folder, config, samples)
     except (OSError, ValueError, KeyError, TypeError, DatasetError) as error:
         raise ModelError(
             f"The earlier data in '{folder}' cannot be read ({error}).",
@@ -123,7 +126,7 @@ def make_replay(
         for number, (sample, val) in enumerate(_choose(samples, count, rng))
     ]
     listed = {"format": _FORMAT, "source": source.model_dump(), "seed": seed, "crops": rows}
-    with atomic_write(folder / _LIST) as temporary:
+    with atomic_write(folder / LIST_NAME) as temporary:
         temporary.write_text(json.dumps(listed, indent=1) + "\n")
     return folder
 
@@ -182,7 +185,7 @@ def _write(
         "place": [[part.start, part.stop] for part in place],
         "modality": sample.modality,
         "scale": [_affine(raw, scaled) for raw, scaled in zip(pixels, normal, strict=False)],
-        "sha256": {file: _sha256(folder / file) for file in (image, f"{name}_labels.tif")},
+        "sha256": {file: checksum(folder / file) for file in (image, f"{name}_labels.tif")},
     }
 
 
@@ -214,7 +217,7 @@ def _affine(raw: np.ndarray, scaled: np.ndarray) -> list[float]:
 
 def _read(folder: Path, row: dict[str, Any], config: ModelConfig) -> PreparedCase:
     for file, expected in row["sha256"].items():
-        if Path(file).name != file or _sha256(folder / file) != expected:
+        if Path(file).name != file or checksum(folder / file) != expected:
             raise DatasetError(f"'{file}' is damaged")
     if {row["image"], row["labels"]} != set(row["sha256"]):
         raise DatasetError(f"'{row['image']}' has no checksum")
@@ -236,10 +239,6 @@ def _read(folder: Path, row: dict[str, Any], config: ModelConfig) -> PreparedCas
         find_locations(labels, config.task),
         modality=row["modality"],
     )
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def as_one_modality(cases: Sequence[PreparedCase], name: str) -> list[PreparedCase]:

@@ -25,6 +25,7 @@ from tttunet.training.folds import with_fold, without_split
 from tttunet.training.plan.rules import CPU, GPU
 from tttunet.training.planning import load_recipe, plan_training
 from tttunet.training.prepare import PreparedCase, Progress, prepare
+from tttunet.training.snapshot import SNAPSHOT_NAME
 from tttunet.training.trainer import Trainer, TrainEvent
 from tttunet.training.tuning import score_model, tune_components, tune_decoding
 
@@ -43,6 +44,7 @@ _PRODUCTS = (
     "history.jsonl",
     "loss.png",
     RECORD_NAME,
+    SNAPSHOT_NAME,
 )
 
 #: Settings that may change when a training is resumed.

@@ -13,7 +13,7 @@ import numpy as np
 from tttunet.errors import DatasetError
 from tttunet.imaging.image import Image
 from tttunet.imaging.normalise import prepare_channels
-from tttunet.imaging.preprocess import Prepared, frames, preprocess
+from tttunet.imaging.preprocess import Prepared, preprocess
 from tttunet.models.config import DataSource, ModelConfig, Plan
 from tttunet.training.dataset import Case, Dataset, Split, Task, open_dataset
 from tttunet.training.prepare import (
@@ -107,15 +107,12 @@ def read_material(
     Raises:
         DatasetError: there are none, or they make no sense.
     """
-    if isinstance(data, str | Path):
-        folder = Path(data)
-        if (folder / _PROJECT).is_file():
-            projects = import_module("tttunet.projects")
-            data = projects.Project.open(folder, read_only=True)
-        else:
-            return _of_dataset(open_dataset(folder), task)
-    if hasattr(data, "corrections"):
+    if is_project(data):
+        if isinstance(data, str | Path):
+            data = import_module("tttunet.projects").Project.open(data, read_only=True)
         return _of_project(data, task, pixels)
+    if isinstance(data, str | Path):
+        return _of_dataset(open_dataset(Path(data)), task)
     samples = list(data)
     found = task or "instance"
     return _checked(
@@ -128,6 +125,13 @@ def read_material(
             [],
         )
     )
+
+
+def is_project(data: Any) -> bool:
+    """Whether this is a `tttunet.projects.Project` or the folder of one."""
+    if isinstance(data, str | Path):
+        return (Path(data) / _PROJECT).is_file()
+    return hasattr(data, "corrections")
 
 
 def samples_of(project: Any, pixels: bool = True) -> list[Sample]:
@@ -182,22 +186,28 @@ def to_cases(samples: Sequence[Sample], config: ModelConfig) -> list[PreparedCas
 
 
 def _cases(samples: Sequence[Sample], config: ModelConfig) -> Iterator[PreparedCase]:
-    source, pair, prepared = None, None, None
-    own_grid = not keeps_grid(config.plan)
+    if not keeps_grid(config.plan):
+        yield from _resampled_cases(samples, config)
+        return
+    source, frame, array = None, None, None
     for sample in samples:
-        if own_grid:
-            if prepared is None or sample.image is not source:
-                source, prepared = sample.image, _on_network_grid(sample, config)
-            moved = _moved(sample, prepared)
-            yield _case(moved, prepared.array[None], config)
-            continue
-        if pair is None or sample.image is not source:
-            source, pair = sample.image, normalised(sample, config)
-        yield _case(sample, pair[1], config)
+        # Of a film only the frames with labels, and one at a time.
+        wanted = _frame_number(sample, config)
+        if array is None or sample.image is not source or wanted != frame:
+            source, frame, array = sample.image, wanted, normalised(sample, config)[1]
+        yield _case(sample, array, config)
 
 
-def _case(sample: Sample, frames: np.ndarray, config: ModelConfig) -> PreparedCase:
-    pixels = plane(frames, sample, config)
+def _resampled_cases(samples: Sequence[Sample], config: ModelConfig) -> Iterator[PreparedCase]:
+    source, prepared = None, None
+    for sample in samples:
+        if prepared is None or sample.image is not source:
+            source, prepared = sample.image, _on_network_grid(sample, config)
+        yield _case(_moved(sample, prepared), prepared.array, config)
+
+
+def _case(sample: Sample, array: np.ndarray, config: ModelConfig) -> PreparedCase:
+    pixels = plane(array, sample, config)
     dim = config.network.dim
     bounds = (sample.bounds or tuple((0, n) for n in pixels.shape[1:]))[-dim:]
     if sample.labels.ndim != dim or sample.labels.shape != tuple(b - a for a, b in bounds):
@@ -239,19 +249,43 @@ def normalised(sample: Sample, config: ModelConfig) -> tuple[np.ndarray, np.ndar
     """The image of a sample as the model takes it, but for what `plane` leaves.
 
     Returns:
-        Intensities as they are, and float32 normalised over the whole time point; [T, C, *spatial]
-        with T = 1 for an image without time.
+        Intensities as they are, and float32 normalised over the whole time point; both
+        [C, *spatial] of the time point that the sample's labels belong to.
 
     Raises:
+        DatasetError: it is not said which time point that is.
         ImageError: the image has other channels than the model takes.
     """
-    plan, network = config.plan, config.network
+    plan, channels = config.plan, config.network.input_channels
+    image, number = _image_of(sample), _frame_number(sample, config)
+    if number is not None:
+        image = image.with_array(image.array[number], image.axes.replace("T", ""))
+    pixels = prepare_channels(image, plan.channels, channels)
+    return pixels, preprocess(image, plan.model_copy(update=_OWN_GRID), channels).array
+
+
+def _frame_number(sample: Sample, config: ModelConfig) -> int | None:
+    """The time point that a sample's labels belong to; None for an image without time."""
     image = _image_of(sample)
-    pixels = prepare_channels(image, plan.channels, network.input_channels)
-    pixels = pixels if "T" in image.axes else pixels[None]
-    rules = plan.model_copy(update=_OWN_GRID)
-    arrays = [preprocess(one, rules, network.input_channels).array for one in frames(image)]
-    return pixels, np.stack(arrays)
+    if "T" not in image.axes:
+        return None
+    times = image.array.shape[0]
+    index = _index(sample, image.ndim_spatial, config)
+    if times > 1 and len(index) != image.ndim_spatial - config.network.dim + 1:
+        raise _unsaid(sample)
+    return index[0] if times > 1 else 0
+
+
+def _index(sample: Sample, spatial: int, config: ModelConfig) -> list[int]:
+    """Where a sample's bounds begin along the axes that the model does not see."""
+    dim = config.network.dim
+    if spatial < dim:
+        raise DatasetError(f"'{sample.name}' is {spatial}D, the model {dim}D.")
+    return [start for start, _ in (sample.bounds or ())][:-dim]
+
+
+def _unsaid(sample: Sample) -> DatasetError:
+    return DatasetError(f"It is not said which slice of '{sample.name}' is labelled.")
 
 
 def _image_of(sample: Sample) -> Image:
@@ -307,22 +341,21 @@ def _moved(sample: Sample, prepared: Prepared) -> Sample:
     return replace(sample, image=prepared.array, labels=moved, bounds=None)
 
 
-def plane(frames: np.ndarray, sample: Sample, config: ModelConfig) -> np.ndarray:
+def plane(array: np.ndarray, sample: Sample, config: ModelConfig) -> np.ndarray:
     """What a sample's labels lie on: [C, *spatial], with as many axes as the model sees.
 
     Args:
-        frames: [T, C, *spatial] from `normalised`.
+        array: [C, *spatial] from `normalised`.
         sample: with bounds that are one index thick in the other axes.
     """
-    spatial, dim = frames.ndim - 2, config.network.dim
-    if spatial < dim:
-        raise DatasetError(f"'{sample.name}' is {spatial}D, the model {dim}D.")
-    index = [start for start, _ in (sample.bounds or ())][:-dim]
-    if len(index) < spatial - dim or (len(frames) > 1 and len(index) != spatial - dim + 1):
-        raise DatasetError(f"It is not said which slice of '{sample.name}' is labelled.")
-    slices = index[len(index) - (spatial - dim) :]
-    frame = frames[index[0] if len(frames) > 1 else 0]
-    return frame[(slice(None), *slices)]
+    spatial = array.ndim - 1
+    index = _index(sample, spatial, config)
+    unseen = spatial - config.network.dim
+    if len(index) < unseen:
+        raise _unsaid(sample)
+    for start in index[len(index) - unseen :]:
+        array = array[:, start]
+    return array
 
 
 def _of_dataset(data: Dataset, task: Task | None) -> Material:

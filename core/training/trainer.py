@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from tttunet.training.checkpoint import load_checkpoint, save_checkpoint
 from tttunet.training.config import TrainConfig
 from tttunet.training.history import History
 from tttunet.training.loader import make_loader
-from tttunet.training.loss import deep_supervision_loss
+from tttunet.training.loss import deep_supervision_loss, without_classes
 from tttunet.training.prepare import PreparedCase
 from tttunet.training.targets import batch_targets
 from tttunet.training.validation import validate
@@ -77,6 +77,8 @@ class Trainer:
         stop: asked at every step; True ends the training there, with the best model so far.
         pause: asked at every step; the training waits, and its time stands still, while True.
         preview: called every `preview_every` seconds with the model of the moment.
+        hidden: classes of the model that the labels do not tell from background; see
+            `loss.without_classes`.
         baseline: a score that a model must exceed to be saved; that of the model to start from,
             which the caller has saved.
         device: `auto`, `cpu`, `cuda` or `mps`.
@@ -98,6 +100,7 @@ class Trainer:
         pause: Callable[[], bool] | None = None,
         preview: Callable[[Model], None] | None = None,
         preview_every: float = 5.0,
+        hidden: Collection[int] = (),
         baseline: float | None = None,
         device: str = "auto",
         devices: int = 1,
@@ -112,6 +115,8 @@ class Trainer:
         self.cancel = cancel or (lambda: False)
         self.stop, self.pause = stop or (lambda: False), pause or (lambda: False)
         self.score, self.baseline = score, baseline
+        values = enumerate((label.value for label in model.config.labels), 1)
+        self.hidden = [place for place, value in values if value in hidden]
         self.preview, self.preview_every = preview, preview_every
         self.precision = _precision(config, device)
         # The lowest resolution has weight 0 in the loss: its head gets no gradient.
@@ -255,6 +260,8 @@ class Trainer:
         # On one device Fabric calls marked methods outside of its own autocast.
         with self.fabric.autocast():
             outputs = self.network.forward_all(image)
+        if self.hidden:
+            outputs, targets = without_classes(outputs, targets, self.hidden)
         loss = deep_supervision_loss(outputs, targets)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
@@ -309,6 +316,8 @@ class Trainer:
                 "network": self.network.module.state_dict(),
                 "average": self.average.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
+                # The scale of the gradients with 16-bit floats; otherwise empty.
+                "precision": self.fabric.strategy.precision.state_dict(),
                 "step": self.step,
                 "elapsed": self.elapsed,
                 "best": self.best,
@@ -324,6 +333,8 @@ class Trainer:
         self.step, self.elapsed, self.best = state["step"], state["elapsed"], state["best"]
         # Checkpoints of older versions lack these.
         self.best_step, self.stale = state.get("best_step", 0), state.get("stale", 0)
+        if precision := state.get("precision"):
+            self.fabric.strategy.precision.load_state_dict(precision)
 
 
 def _precision(config: TrainConfig, device: str) -> Literal["32-true", "16-mixed", "bf16-mixed"]:

@@ -75,6 +75,19 @@ def same_question(config: ModelConfig, material: Material) -> bool:
     )
 
 
+def hidden_classes(config: ModelConfig, material: Material) -> dict[int, str]:
+    """Classes of a model that finds what the labels say, and more, but the labels lack."""
+    if config.task != "semantic":
+        return {}
+    return {n.value: n.name for n in config.labels if n.value not in material.classes}
+
+
+def shared_classes(old: ModelConfig, new: ModelConfig) -> dict[int, str]:
+    """Classes of the same number and name that two semantic models find."""
+    rows = [row for row in _shared_rows(old, new) if row != (0, 0)]
+    return {new.labels[i - 1].value: new.labels[i - 1].name for i, _ in rows}
+
+
 def _planned(material: Material, name: str) -> ModelConfig:
     image = material.samples[0].image
     if isinstance(image, Image):

@@ -15,7 +15,6 @@ from tttunet.projects import (
     unvouch_object,
     vouch_edits,
     vouch_object,
-    vouch_region,
 )
 
 SHAPES = st.sampled_from([(9, 11), (1, 8), (5, 6, 7), (1, 1, 3)])
@@ -52,15 +51,6 @@ def test_taking_back_leaves_the_other_objects(labels: np.ndarray, rim: int):
     one = vouch_object(labels, none, 1, rim)
     both = vouch_object(labels, one, 2, rim)
     assert np.array_equal(unvouch_object(labels, both, 2, rim), one)
-
-
-def test_taking_back_keeps_complete_regions():
-    labels = np.zeros((8, 8), int)
-    labels[2:4, 2:4] = 1
-    region = np.zeros((8, 8), bool)
-    region[:, :3] = True
-    vouched = vouch_region(vouch_object(labels, np.zeros((8, 8)), 1), region)
-    assert np.array_equal(unvouch_object(labels, vouched, 1, keep=region) > 0, region)
 
 
 def test_rim_per_axis():

@@ -176,6 +176,26 @@ def test_a_reader_that_fails_is_told(project: Project, blank):
     assert "autosave" not in {thread.name for thread in threading.enumerate()}
 
 
+def test_a_listener_that_is_gone_does_not_end_the_saving(project: Project, blank, canvas: Canvas):
+    heard: list[object] = []
+
+    def gone(what: object) -> None:
+        heard.append(what)
+        raise RuntimeError("wrapped C/C++ object of type ProjectWork has been deleted")
+
+    corrections = project.corrections(blank)
+    saver = Autosaver(corrections, canvas.read, delay=0.01, on_saved=gone, on_error=gone)
+    bounds = ((0, 5), (0, 5))
+    for turn, number in enumerate((1, 2**24, 3), 1):  # saved, refused, saved
+        canvas.paint(bounds, number)
+        saver.changed(bounds)
+        wait_until(lambda turn=turn: len(heard) == turn)
+    wait_until(lambda: not saver.pending)
+    assert corrections.read(bounds)[0].min() == 3
+    assert [type(what) for what in heard] == [int, ProjectError, int]
+    saver.close()
+
+
 PAINT_FOR_EVER = """
 import sys, time
 import numpy as np

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tttunet.projects import Corrections, ImageReference, Project, ProjectError, Region
+from tttunet.projects.regions import covered
 
 
 def corrections_of(folder: Path, shape, chunk, dim: int, task: str = "instance") -> Corrections:
@@ -191,6 +193,56 @@ def test_removed_region_keeps_what_another_one_covers(project: Project, blank):
     assert np.array_equal(corrections.read(((0, 40), (0, 40)))[1], expected)
     with pytest.raises(ProjectError, match="no complete region 2"):
         corrections.remove_region(1)
+
+
+def test_a_removed_region_leaves_what_was_vouched_for_on_its_own(project: Project, blank, reopen):
+    corrections = project.corrections(blank.id)
+    before, within, region = ((5, 9), (5, 9)), ((14, 16), (14, 16)), Region(((0, 20), (0, 260)))
+    corrections.write(before, np.full((4, 4), 3), np.ones((4, 4)))
+    labels = np.zeros((20, 260), np.int32)
+    labels[5:9, 5:9] = 3
+    corrections.complete(region, labels)
+    corrections.write(within, np.full((2, 2), 4), np.ones((2, 2)), own=np.ones((2, 2)))
+    # What is read and written again knows as much as before.
+    corrections.write(region.bounds, *corrections.read(region.bounds))
+    assert corrections.own(region.bounds).sum() == 20
+    corrections = reopen(project).corrections(blank.id)
+    assert corrections.read(region.bounds)[1].tolist() == np.ones((20, 260)).tolist()
+    corrections.remove_region(0)
+    expected = np.zeros((20, 260))
+    expected[5:9, 5:9] = expected[14:16, 14:16] = 1
+    assert np.array_equal(corrections.read(region.bounds)[1], expected)
+    assert corrections.summary().objects == 2
+
+
+def test_a_region_of_an_older_program_goes_with_all_it_holds(tmp_path: Path):
+    """Its files do not tell what was checked apart from it."""
+    shutil.copytree(Path(__file__).parent / "version-1", tmp_path / "old")
+    with Project.open(tmp_path / "old") as project:
+        corrections = project.corrections(project.images[0])
+        (region,) = corrections.regions
+        vouched = corrections.read(corrections.image.bounds)[1] > 0
+        inside = region.inside(corrections.image.bounds)
+        assert 0 < inside.sum() < vouched.sum()
+        assert np.array_equal(corrections.own(corrections.image.bounds), vouched & ~inside)
+        corrections.remove_region(0)
+        left = corrections.read(corrections.image.bounds)[1] > 0
+        assert np.array_equal(left, vouched & ~inside)
+
+
+def test_a_region_is_the_same_in_every_box():
+    rng = np.random.default_rng(2)
+    for corners in (0, 3, 9):
+        polygon = tuple(map(tuple, rng.uniform(-5, 45, (corners, 2)).round(1).tolist()))
+        region = Region(((3, 7), (2, 38), (4, 30)), polygon)
+        whole = np.zeros((9, 40, 40), bool)
+        whole[3:7, 2:38, 4:30] = region.mask()
+        for _ in range(20):
+            low, high = np.sort(rng.integers(0, (9, 40, 40), (2, 3)), axis=0).tolist()
+            box = tuple((a, b + 1) for a, b in zip(low, high, strict=True))
+            place = tuple(slice(a, b) for a, b in box)
+            assert np.array_equal(region.inside(box), whole[place])
+        assert np.array_equal(covered(((0, 9), (0, 40), (0, 40)), [region] * 2), whole)
 
 
 def test_empty_region_is_refused(project: Project, blank):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tttunet.errors import OutputError
-from tttunet.projects import Project, ProjectError, Region, describe, samples
+from tttunet.projects import Autosaver, Project, ProjectError, Region, describe, samples
 
 OLD = Path(__file__).parent / "version-1"
 
@@ -302,3 +307,140 @@ def test_project_of_version_1_opens(tmp_path: Path):
         assert int(vouched.sum()) == 152
         assert project.load(image).array.shape == (40, 60)
         assert re.match(r"\d{4}-\d\d-\d\dT", image.added)
+
+
+# Files that are in order but cannot be read at the moment
+
+
+@contextlib.contextmanager
+def no_more_files() -> Iterator[None]:
+    """The process has as many files open as it may."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 5, limits[1]))
+    held = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(open(os.devnull))  # noqa: SIM115
+        yield
+    finally:
+        for file in held:
+            file.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts the open files by Linux")
+def test_a_good_chunk_that_cannot_be_opened_is_left_alone(folder: Path):
+    box = ((12, 14), (12, 14))
+    with Project.open(folder) as project:
+        corrections = project.corrections("a")
+        before = contents(corrections.store.folder)
+        with no_more_files():
+            for call in (
+                lambda: corrections.write(box, np.full((2, 2), 9), np.ones((2, 2))),
+                lambda: corrections.read(box),
+                lambda: corrections.remove_region(0),
+                corrections.summary,
+            ):
+                with pytest.raises(ProjectError, match=r"Too many open files.*left as it is"):
+                    call()
+        assert contents(corrections.store.folder) == before
+        assert project.problems == []
+        assert corrections.write(box, np.full((2, 2), 9), np.ones((2, 2))) == 1
+        labels, vouched = corrections.read(((10, 15), (10, 15)))
+        assert (sorted(np.unique(labels).tolist()), vouched.sum()) == ([9, 10], 25)
+        assert corrections.summary().vouched_pixels == 150
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts the open files by Linux")
+def test_an_edit_waits_until_its_good_chunk_can_be_opened(folder: Path):
+    errors: list[Exception] = []
+    with Project.open(folder) as project:
+        corrections = project.corrections("a")
+        before = contents(corrections.store.folder)
+        saver = Autosaver(
+            corrections,
+            lambda _: (np.full((2, 2), 9), np.ones((2, 2))),
+            delay=0.01,
+            on_error=errors.append,
+        )
+        with no_more_files():
+            saver.changed(((12, 14), (12, 14)))
+            end = time.monotonic() + 20
+            while not errors and time.monotonic() < end:
+                time.sleep(0.01)
+            assert saver.pending
+        assert isinstance(errors[0], ProjectError)
+        saver.close()
+        assert corrections.summary().vouched_pixels == 150
+        assert corrections.read(((12, 14), (12, 14)))[0].min() == 9
+        assert contents(corrections.store.folder).keys() == before.keys()
+
+
+MEMORY_IS_SHORT = """
+import resource, sys
+import numpy as np
+from tttunet.projects import Project, ProjectError
+
+with Project.create(sys.argv[1], dim=3) as project:
+    image = project.add_image(np.zeros((16, 256, 256), np.uint8), axes="ZYX", name="a")
+    corrections = project.corrections(image)
+    corrections.write(image.bounds, np.full((16, 256, 256), 7), np.ones((16, 256, 256)))
+    pages = int(open("/proc/self/statm").read().split()[0])
+    limit = pages * resource.getpagesize() + 3_000_000  # its labels alone are 4 MB
+    resource.setrlimit(resource.RLIMIT_AS, (limit, -1))
+    try:
+        corrections.write(((0, 1), (0, 2), (0, 2)), np.ones((1, 2, 2), int), np.ones((1, 2, 2)))
+    except ProjectError as error:
+        print(error)
+    resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+    print(project.problems, corrections.read(image.bounds)[0].min())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for its memory")
+def test_too_little_memory_is_no_damage(tmp_path: Path):
+    command = [sys.executable, "-c", MEMORY_IS_SHORT, str(tmp_path / "p")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    first, last = ended.stdout.splitlines()
+    assert "cannot be read: there is not enough memory" in first, ended.stderr
+    assert last == "[] 7"
+
+
+def test_an_earlier_damaged_file_is_kept(folder: Path):
+    path, box = folder / "corrections" / "a" / "0_0.npz", ((10, 15), (10, 15))
+    kept = []
+    for number in (1, 2, 3):
+        path.write_bytes(b"damaged %d" % number)
+        kept.append(path.read_bytes())
+        with Project.open(folder) as project:
+            project.corrections("a").write(box, np.full((5, 5), number), np.ones((5, 5)))
+    found = sorted(path.parent.glob("*.damaged*"))
+    assert [file.read_bytes() for file in found] == kept
+    with Project.open(folder) as project:
+        assert project.problems == []
+
+
+def test_files_that_cannot_be_read_are_left_alone(folder: Path):
+    """A folder in the place of a file cannot be read, even by the administrator."""
+    paths = [folder / "images" / "a.json", folder / "corrections" / "b" / "regions.json"]
+    for path in paths:
+        path.rename(path.with_suffix(".hidden"))
+        path.mkdir()
+    with Project.open(folder) as project:
+        assert [image.id for image in project.images] == ["a", "b"]
+        assert len(project.problems) == 2
+        assert all("directory" in problem for problem in project.problems), project.problems
+        with pytest.raises(ProjectError, match="cannot be read"):
+            project.corrections("b").complete(Region(((0, 2),) * 2), np.zeros((2, 2), int))
+    for path in paths:
+        path.rmdir()  # nothing was put in its place
+        path.with_suffix(".hidden").rename(path)
+    assert not list(folder.rglob("*.damaged*"))
+    with Project.open(folder) as project:
+        assert describe(project) == "4 objects and 2 complete regions on 2 images"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -360,15 +362,20 @@ def test_files_are_written_for_people_and_read_back(tmp_path_factory, data):
     assert path.read_text() == '{\n  "shape": [2, 3]\n}\n'
 
 
-def test_an_error_while_opening_gives_the_lock_back(project: Project):
+def test_an_error_while_opening_gives_the_lock_back(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+):
     project.close()
     (project.folder / "project.json").write_text("{")
-    (project.folder / "project.json.damaged").mkdir()  # in the way of the repair
-    (project.folder / "project.json.damaged" / "x").touch()
-    for _ in range(2):
-        with pytest.raises(OutputError, match=r"project\.json' cannot be written"):
-            Project.open(project.folder)
-    shutil.rmtree(project.folder / "project.json.damaged")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)  # the damaged file cannot be set aside
+        for _ in range(2):
+            with pytest.raises(OutputError, match=r"project\.json' cannot be written"):
+                Project.open(project.folder)
     Project.open(project.folder).close()
 
 

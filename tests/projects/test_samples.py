@@ -197,6 +197,14 @@ def test_nothing_checked(project: Project, blank):
     assert finding.text.startswith("Nothing is checked yet, so there is nothing to learn from.")
 
 
+def test_what_there_is_nothing_of_is_not_named(project: Project, blank):
+    corrections = project.corrections(blank)
+    corrections.write(((0, 2), (0, 3)), np.zeros((2, 3), int), np.ones((2, 3)))
+    assert describe(project) == "6 pixels of background on 1 image"
+    corrections.complete(Region(((5, 9), (5, 9))), np.zeros((4, 4), int))
+    assert describe(project) == "1 complete region on 1 image"
+
+
 def test_only_background(project: Project):
     put(project, np.zeros((20, 20), int))
     (finding,) = check(project)
@@ -266,7 +274,8 @@ def test_classes_that_nobody_knows(tmp_path: Path):
         found = check(project, {1: "Nucleus", 2: "background stain"})
         assert [finding.stops for finding in found] == [True, False, False]
         assert [finding.text for finding in found] == [
-            "Class 4 is painted, but the project has no such class. Name it, or paint it over.",
+            "Class 4 is painted, but the project has no such class. Add it to the classes of the "
+            "project, or paint it over.",
             "Class 2 is 'cytoplasm' in the project but 'background stain' in the model.",
             "The model does not know class 3 ('membrane'); its last layer will be trained anew.",
         ]

@@ -60,7 +60,7 @@ def test_previews_and_scores_are_those_of_the_mean(bright, tmp_path, monkeypatch
         bright,
         [partly(sample(0)), partly(sample(1))],
         tmp_path,
-        steps=10,
+        steps=20,
         blend=0.5,
         preview=lambda model: shown.append(model.network.state_dict()),
     )

@@ -105,3 +105,17 @@ def test_the_training_keeps_every_class():
         (train,), (val,) = hold_out([Sample("a", np.zeros((1, 40, 80)), labels)], "semantic", seed)
         assert {1, 2} <= set(np.unique(train.labels))
         assert (val.labels > 0).any()
+
+
+def test_a_class_per_image_is_cut_within_the_images():
+    """No choice of whole images leaves the training every class."""
+    samples = []
+    for value in range(1, 5):
+        one = sample(value)
+        samples.append(Sample(one.name, one.image, (one.labels > 0) * np.int32(value)))
+    train, val = hold_out(samples, "semantic")
+    assert len(train) == len(val) == 4
+    for value, ours, theirs in zip(range(1, 5), train, val, strict=True):
+        assert value in ours.labels
+        assert value in theirs.labels
+        assert not ((ours.labels != IGNORE) & (theirs.labels != IGNORE)).any()

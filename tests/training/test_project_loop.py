@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import tttunet
-from discs import FAST, sample
+from discs import FAST, same_state, sample
+from tttunet.errors import Cancelled, DatasetError
 from tttunet.models.model import load_model
 from tttunet.projects import Project, Region, describe, samples, vouch_object
 from tttunet.training.holdout import hold_out
@@ -133,3 +134,33 @@ def test_one_object_of_a_slice_is_enough_to_train(bright, tmp_path):
         )
         assert any("too few" in note for note in result.notes)
         assert project.keep_model(result.folder, "tiny").number == 2
+
+
+def test_corrections_made_meanwhile_wait_for_the_next_fine_tuning(bright, project):
+    options = {"steps": 6, "device": "cpu", "options": {**FAST, "validate_every": 2}}
+    whole = project.new_run()
+    tttunet.finetune(bright, project, whole, **options)
+    asked = iter([False] * 9 + [True] * 100)
+    parts = project.new_run()
+    with pytest.raises(Cancelled):
+        tttunet.finetune(bright, project, parts, cancel=lambda: next(asked), **options)
+    image, labels = picture(7)
+    correct(project, project.add_image(image, axes="YX", name="later").id, labels)
+    first = project.images[0].id
+    corrections = project.corrections(first)
+    corrections.write(((0, 8), (0, 8)), np.full((8, 8), 90), np.ones((8, 8), np.uint8))
+    tttunet.finetune(bright, project, parts, resume=True, **options)
+    assert same_state(whole, parts)
+
+    asked = iter([False] * 9 + [True] * 100)
+    with pytest.raises(Cancelled):
+        tttunet.finetune(
+            bright,
+            project,
+            project.folder / "runs" / "third",
+            cancel=lambda: next(asked),
+            **options,
+        )
+    project.remove_image(first)
+    with pytest.raises(DatasetError, match=r"corrections of flat.*, of which there are none now"):
+        tttunet.finetune(bright, project, project.folder / "runs" / "third", resume=True, **options)

@@ -52,7 +52,7 @@ def test_crops_come_back_as_the_model_saw_them(folder, dtype):
         place = tuple(slice(*part) for part in row["place"])
         sample = by_name[row["from"]]
         assert np.array_equal(case.label, sample.labels[place])
-        whole = normalised(sample, config)[1][0]
+        whole = normalised(sample, config)[1]
         assert np.allclose(case.image, whole[(slice(None), *place)], atol=2e-3)
         assert len(np.unique(case.locations[:, 0])) == len(np.unique(case.label[case.label > 0]))
 

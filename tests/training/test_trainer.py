@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning_fabric.plugins import MixedPrecision
 
 from tiny import make_case, make_config
 from tttunet.errors import Cancelled, DatasetError
@@ -22,12 +23,12 @@ def cases():
     return [make_case(seed, (40, 48)) for seed in range(4)]
 
 
-def train(folder, cases, steps, *, resume=False, dim=2, task="instance", **options):
+def make(folder, cases, steps, *, dim=2, task="instance", **options):
     torch.manual_seed(0)
     recipe = {"batch_size": 2, "workers": 0, "precision": "32-true", "warmup_steps": 5}
     keys = set(TrainConfig.model_fields) & set(options)
     recipe |= {key: options.pop(key) for key in keys}
-    trainer = Trainer(
+    return Trainer(
         Model.create(make_config(dim, task)),
         cases,
         cases[:1],
@@ -36,6 +37,10 @@ def train(folder, cases, steps, *, resume=False, dim=2, task="instance", **optio
         device="cpu",
         **options,
     )
+
+
+def train(folder, cases, steps, *, resume=False, **options):
+    trainer = make(folder, cases, steps, **options)
     return trainer, trainer.run(resume=resume)
 
 
@@ -185,3 +190,22 @@ def test_no_half_floats_on_a_cpu_beside_a_gpu(tmp_path, cases, monkeypatch, want
         device="cpu",
     )
     assert trainer.precision != "16-mixed"
+
+
+def test_the_scale_of_the_gradients_is_resumed(tmp_path, cases):
+    """Half precision on a CPU: what Fabric does on GPUs, without one."""
+
+    def half(folder):
+        trainer = make(folder, cases, 2, optimiser="sgd")
+        scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=2)
+        trainer.fabric.strategy.precision = MixedPrecision("16-mixed", "cpu", scaler)
+        return trainer, scaler
+
+    trainer, scaler = half(tmp_path)
+    trainer.run()
+    scale = scaler.get_scale()
+    assert scale == 512.0
+    trainer, scaler = half(tmp_path)
+    assert scaler.get_scale() == 256.0
+    trainer.run(resume=True)
+    assert scaler.get_scale() == scale
