@@ -237,6 +237,7 @@ class Benchmark:
                 (data / part).symlink_to((self.data / NUCLEI / part).resolve())
         (data / "dataset.json").write_text(json.dumps(source))
         for arm, network in (("ttt", {}), ("identity", {"ttt": None})):
+            begun = (folder / arm / CHECKPOINT_NAME).is_file()
             train(
                 data,
                 folder / arm,
@@ -245,7 +246,8 @@ class Benchmark:
                 overrides={**SMALLER, "network": {**SMALLER["network"], **network}},
                 cache=folder / "cache",
                 device=self.options.device,
-                resume=(folder / arm / CHECKPOINT_NAME).is_file(),
+                resume=begun,
+                overwrite=not begun,
             )
             model = folder / arm / "model"
             samples, origin = read_split(data, "train")
@@ -302,7 +304,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of the data sets")
     parser.add_argument("output", type=Path)
     parser.add_argument("--model", default="nuclei")
-    parser.add_argument("--sets", nargs="+", default=list(SETS))
+    parser.add_argument("--sets", nargs="*", default=list(SETS), help="none: only --trained")
     parser.add_argument("--k", nargs="+", type=int, default=[1, 3, 5])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="instead of the defaults by the data")
@@ -328,6 +330,7 @@ def main() -> None:
     for start, arm in ((options.trained, "ttt"), (options.plain, "identity")):
         if start:
             benchmark.run(start, arm)
+    benchmark.save()
     for line in summarise(benchmark.rows()):
         print(json.dumps(line))
 
