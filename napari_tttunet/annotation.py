@@ -20,10 +20,9 @@ from tttunet.projects.annotate import (
     unvouch_object,
     vouch_edits,
     vouch_object,
-    vouch_region,
 )
 from tttunet.projects.chunks import tight_box
-from tttunet.projects.regions import Region
+from tttunet.projects.regions import Region, covered
 from tttunet.projects.schema import Bounds, ProjectError
 
 #: Width of the checked background around a checked object; across slices, and in them.
@@ -33,6 +32,8 @@ _REACH = 32
 #: Values of the state: not labelled, checked background, checked object.
 UNKNOWN, BACKGROUND, OBJECT = 0, 1, 2
 _HISTORY = 100
+#: What a stroke remembers of a pixel.
+_VOUCHED, _OWN = 1, 2
 
 
 class Annotation:
@@ -51,6 +52,7 @@ class Annotation:
 
     Attributes:
         state: uint8 of the layer's shape, see `UNKNOWN`, `BACKGROUND`, `OBJECT`.
+        axes: of `labels`.
         regions: the complete regions of this session.
         edits: how often something was vouched for or taken back.
 
@@ -80,12 +82,14 @@ class Annotation:
             )
         self.layer, self.task, self.dim = layer, task, dim
         self.regions: list[Region] = []
+        self.axes = kept
         self._thin = tuple(i for i, letter in enumerate(axes) if letter not in kept)
         self.edits = 0
         self._tell = changed
         self._reach: Bounds | None = None
         self._array = layer.data
         self.state = np.zeros(layer.data.shape, np.uint8)
+        self._own = np.zeros(layer.data.shape, bool)
         self._done: deque[Stroke] = deque(maxlen=_HISTORY)
         self._undone: deque[Stroke] = deque(maxlen=_HISTORY)
         self._lengths = _history(layer)
@@ -113,15 +117,24 @@ class Annotation:
         return np.squeeze(self.state, self._thin)
 
     @property
+    def own(self) -> np.ndarray:
+        """Boolean, in the same form: vouched for apart from complete regions.
+
+        Outside the regions that is all that is vouched for.
+        """
+        return np.squeeze(self._own, self._thin)
+
+    @property
     def rim(self) -> tuple[int, ...]:
         """Width of an object's rim per axis."""
         widths = (RIM_Z, RIM, RIM)[-self.dim :]
         return (0,) * (self.labels.ndim - self.dim) + widths
 
-    def read(self, bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:
-        """Labels and vouched mask of a box, as copies; for the thread that saves."""
+    def read(self, bounds: Bounds) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Labels, vouched mask and `own` of a box, as copies; for the thread that saves."""
         box = _slices(bounds)
-        return self.labels[box].astype(np.int64), (self.marks[box] > 0).astype(np.uint8)
+        vouched = (self.marks[box] > 0).astype(np.uint8)
+        return self.labels[box].astype(np.int64), vouched, self.own[box].copy()
 
     def vouched_bounds(self) -> Bounds | None:
         """A box that holds everything vouched for; None: nothing ever was."""
@@ -170,7 +183,7 @@ class Annotation:
             return 0
         bounds = self._around({number}, tuple((p, p + 1) for p in place))
         box = _slices(bounds)
-        labels, vouched = self.labels[box], self.marks[box] > 0
+        labels = self.labels[box]
         if self.task == "semantic":
             numbered = pieces(labels == number)
             chosen = (
@@ -179,12 +192,8 @@ class Annotation:
             labels, number_in = np.where(chosen, labels, 0), number
         else:
             number_in = number
-        if checked:
-            new = vouch_object(labels, vouched, number_in, self._rim_of_task())
-        else:
-            keep = self._in_regions(bounds)
-            new = unvouch_object(labels, vouched, number_in, self._rim_of_task(), keep)
-        self._set(bounds, new)
+        change = vouch_object if checked else unvouch_object
+        self._set(bounds, change(labels, self.own[box], number_in, self._rim_of_task()))
         self._changed(bounds)
         return number
 
@@ -210,20 +219,18 @@ class Annotation:
         if any(start >= stop for start, stop in region.bounds) or not region.mask().any():
             raise ProjectError("The region holds no pixel of the image.", "Draw it on the image.")
         box = _slices(region.bounds)
-        self._set(region.bounds, vouch_region(self.marks[box] > 0, region.mask()))
         self.regions.append(region)
+        self._set(region.bounds, self.own[box], (self.marks[box] > 0) | region.mask())
         self._changed(region.bounds)
 
     def remove_region(self, region: Region) -> None:
-        """Vouch no more for what lies in a region, unless in another one as well.
+        """Vouch no more for what lies in a region, unless another one or `own` has it as well.
 
         Raises:
             ValueError: it is none of `regions`.
         """
         self.regions.remove(region)
-        box = _slices(region.bounds)
-        lost = region.mask() & ~self._in_regions(region.bounds)
-        self._set(region.bounds, (self.marks[box] > 0) & ~lost)
+        self._set(region.bounds, self.own[_slices(region.bounds)])
         self._changed(region.bounds)
 
     def region_at(self, place: tuple[int, ...]) -> Region | None:
@@ -284,13 +291,14 @@ class Annotation:
             now = inside[where]
             inside[where] = np.where(now == old, new, now)
             yield
-        for bounds, labels, vouched in plan.stored:
+        self.regions = [*plan.regions, *(r for r in self.regions if r not in plan.regions)]
+        for bounds, labels, vouched, own in plan.stored:
             box = _slices(bounds)
             take = (vouched != 0) & (self.marks[box] == UNKNOWN)
             self.labels[box] = np.where(take, labels, self.labels[box])
-            self._set(bounds, (self.marks[box] > 0) | take)
+            taken = take if own is None else take & own
+            self._set(bounds, self.own[box] | taken, (self.marks[box] > 0) | take)
             yield
-        self.regions = [*plan.regions, *(r for r in self.regions if r not in plan.regions)]
         if plan.stored:
             self._forget_history()
 
@@ -338,11 +346,11 @@ class Annotation:
         after = self.labels[box]
         old = after.copy()
         old[_slices(_relative(inner, bounds))] = before
-        vouched = self.marks[box] > 0
-        new = vouch_edits(old, after, vouched, task=self.task, rim=self.rim)
-        self._done.append(Stroke(bounds, vouched.astype(np.uint8), new))
+        was = self._remembered(box)
+        new = vouch_edits(old, after, self.own[box], task=self.task, rim=self.rim)
+        self._set(bounds, new, (self.marks[box] > 0) & (after >= 0))
+        self._done.append(Stroke(bounds, was, self._remembered(box)))
         self._undone.clear()
-        self._set(bounds, new)
         self._changed(bounds)
 
     def _followed(self, *_: Any) -> None:
@@ -361,12 +369,12 @@ class Annotation:
         stroke = source.pop()
         target.append(stroke)
         box = _slices(stroke.bounds)
-        now = (self.marks[box] > 0).astype(np.uint8)
         was, will = (stroke.after, stroke.before) if undone else (stroke.before, stroke.after)
+        own = self.own[box]
         # What was marked or unmarked since stays.
-        new = np.where((was != will) & (now == was), will, now)
-        new |= self._in_regions(stroke.bounds)
-        self._set(stroke.bounds, new)
+        turned = ((was ^ will) & _OWN > 0) & (own == (was & _OWN > 0))
+        held = (self.marks[box] > 0) | (will & ~was & _VOUCHED > 0)
+        self._set(stroke.bounds, own ^ turned, held)
         self._changed(stroke.bounds)
 
     def _replaced(self, *_: Any) -> None:
@@ -375,6 +383,7 @@ class Annotation:
         if new is old or not isinstance(new, np.ndarray) or new.shape != old.shape:
             return
         self.state[new != old] = UNKNOWN
+        self._own[new != old] = False
         self._array = new
         self._done.clear()
         self._undone.clear()
@@ -383,11 +392,25 @@ class Annotation:
 
     # Boxes
 
-    def _set(self, bounds: Bounds, vouched: np.ndarray) -> None:
+    def _remembered(self, box: tuple[slice, ...]) -> np.ndarray:
+        vouched = (self.marks[box] > 0).astype(np.uint8) * _VOUCHED
+        return vouched | (self.own[box].astype(np.uint8) * _OWN)
+
+    def _set(self, bounds: Bounds, own: np.ndarray, held: np.ndarray | None = None) -> None:
+        """Vouch for a box.
+
+        Args:
+            bounds: of the box.
+            own: what is vouched for apart from the regions.
+            held: what counts if it lies in a region; None: what is vouched for now.
+        """
         box = _slices(bounds)
+        held = self.marks[box] > 0 if held is None else held
+        vouched = (own != 0) | (held & covered(bounds, self.regions))
+        self.own[box] = own != 0
         kind = np.where(self.labels[box] > 0, OBJECT, BACKGROUND)
-        self.marks[box] = np.where(vouched != 0, kind, UNKNOWN)
-        if np.any(vouched):
+        self.marks[box] = np.where(vouched, kind, UNKNOWN)
+        if vouched.any():
             old = self._reach or bounds
             self._reach = tuple(
                 (min(a, c), max(b, d)) for (a, b), (c, d) in zip(old, bounds, strict=True)
@@ -401,18 +424,6 @@ class Annotation:
 
     def _kept(self, bounds: Bounds) -> Bounds:
         return tuple(pair for i, pair in enumerate(bounds) if i not in self._thin)
-
-    def _in_regions(self, bounds: Bounds) -> np.ndarray:
-        """Boolean, of the shape of `bounds`: what lies in complete regions."""
-        inside = np.zeros([stop - start for start, stop in bounds], bool)
-        for region in self.regions:
-            common = [
-                (max(a, c), min(b, d)) for (a, b), (c, d) in zip(bounds, region.bounds, strict=True)
-            ]
-            if all(start < stop for start, stop in common):
-                here, there = _relative(common, bounds), _relative(common, region.bounds)
-                inside[_slices(here)] |= region.mask()[_slices(there)]
-        return inside
 
     def _around(self, numbers: set[int], bounds: Bounds) -> Bounds:
         """A box that holds the objects with their rims; an object is not looked for elsewhere."""

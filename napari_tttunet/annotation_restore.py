@@ -16,11 +16,17 @@ from tttunet.projects.schema import Bounds
 
 
 class Stored(NamedTuple):
-    """A part of the corrections that a project has."""
+    """A part of the corrections that a project has.
+
+    Attributes:
+        bounds, labels, vouched: see `tttunet.projects.Corrections.read`.
+        own: see `tttunet.projects.Corrections.own`; None: all that is vouched for.
+    """
 
     bounds: Bounds
     labels: np.ndarray
     vouched: np.ndarray
+    own: np.ndarray | None = None
 
 
 class Renumbered(NamedTuple):

@@ -165,12 +165,12 @@ class BatchDock(DropMixin, QWidget):
         fields, inputs = self.form.fields(), list(self._inputs)
 
         def look() -> tuple[list[FileRow], str, str]:
-            rows = find_files(inputs, fields["ending"])
+            rows = find_files(inputs, fields["ending"], fields["frames"])
             output = results_folder(inputs[0]) if inputs else ""
             first = next((row.path for row in rows if row.state == "waiting"), "")
             if not first:
                 return rows, "", output
-            name = label_name(first, fields["ending"], fields["format"])
+            name = label_name(first, fields["ending"], fields["format"], fields["frames"])
             return rows, f"{Path(first).name} gives {name}", output
 
         self._background.run(look, partial(self._show_files, self._shown), self._background_failed)
@@ -222,7 +222,7 @@ class BatchDock(DropMixin, QWidget):
             return
         self.panel.start_button.setEnabled(False)
         self._shown += 1
-        look = partial(find_files, list(self._inputs), fields["ending"])
+        look = partial(find_files, list(self._inputs), fields["ending"], fields["frames"])
         self._background.run(look, self._start_found, self._background_failed)
 
     def _start_found(self, rows: list[FileRow]) -> None:

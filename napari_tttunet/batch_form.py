@@ -141,13 +141,29 @@ class BatchForm(QWidget):
             "One letter per dimension (T time, C channel, Z, Y, X) if the files say it wrongly.",
         )
         self.axes.setPlaceholderText("as the files say")
+        self.frames = explain(
+            QCheckBox("Stacks and folders are films"),
+            "batch_frames",
+            "The pictures of a TIFF stack or of a folder are frames over time: they are read, "
+            "segmented and written one by one, so that a film of any length fits in memory, and a "
+            "folder gives one file of labels. Videos are always films.",
+        )
+        self.smoothing = explain(
+            QSpinBox(),
+            "batch_smoothing",
+            "Average the probabilities of so many frames of a film around each, against flicker. "
+            "For models of classes; 1 takes every frame by itself.",
+        )
+        self.smoothing.setRange(1, 15)  # LARGEST_WINDOW, without importing torch
+        self.smoothing.setSingleStep(2)
         self.device = combo_box(
             "batch_device", "What computes: a graphics card is much faster if there is one."
         )
         self.show_devices({})
         self.kept_note = text_label("batch_kept")
-        for box in (self.overlay, self.table, self.mirror):
+        for box in (self.overlay, self.table, self.mirror, self.frames):
             form.addRow(box)
+        form.addRow("Frames averaged", self.smoothing)
         form.addRow("Smallest", self.min_size)
         form.addRow("Channel", self.channel)
         form.addRow("Axes", self.axes)
@@ -173,6 +189,9 @@ class BatchForm(QWidget):
         self.ending.setText(self._settings.get("batch.ending", ENDING))
         self.ending.textChanged.connect(lambda text: self._store("ending", text or ENDING))
         self.model.activated.connect(lambda _: self._store("model", self.model.currentData()))
+        # Of these images, not of the next ones: they are not remembered.
+        self.frames.toggled.connect(lambda *_: self.names_changed.emit())
+        self.smoothing.valueChanged.connect(lambda *_: self.changed.emit())
         for edit in (self.output, self.channel, self.axes):
             edit.textChanged.connect(lambda *_: self.changed.emit())
         self.min_size.valueChanged.connect(lambda *_: self.changed.emit())
@@ -241,6 +260,8 @@ class BatchForm(QWidget):
             "device": self.device.currentData(),
             "mirror": self.mirror.isChecked(),
             "decoding": decoding,
+            "frames": self.frames.isChecked(),
+            "smoothing": self.smoothing.value(),
             "existing": "skip" if self.skip.isChecked() else "overwrite",
         }
 
@@ -251,8 +272,9 @@ class BatchForm(QWidget):
         self.ending.setText(fields["ending"])
         choose(self.format, fields["format"])
         choose(self.device, fields["device"], add=True)
-        for name in ("overlay", "table", "mirror"):
+        for name in ("overlay", "table", "mirror", "frames"):
             getattr(self, name).setChecked(fields[name])
+        self.smoothing.setValue(fields["smoothing"])
         self.axes.setText(fields["axes"] or "")
         self.channel.setText(fields["channel"] or "")
         self.skip.setChecked(fields["existing"] != "overwrite")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from napari_tttunet.class_labels import described_classes, look_of_classes
@@ -39,7 +40,7 @@ def load_result(source: str, labels: str, fields: Mapping[str, Any]) -> Result:
 
     Args:
         source, labels: the files.
-        fields: of the batch file: `axes` and `model`.
+        fields: of the batch file: `axes`, `model` and `frames`.
 
     Raises:
         ImageError: one of them cannot be read.
@@ -49,6 +50,8 @@ def load_result(source: str, labels: str, fields: Mapping[str, Any]) -> Result:
 
     if is_video(source):
         images = read_videos(source)
+    elif fields["frames"] and Path(source).is_dir():
+        images = _film(Path(source), fields["axes"])
     else:
         images = image_layers(load_image(source, fields["axes"]), "image")
     found = image_layers(load_labels(labels), "labels")
@@ -60,6 +63,32 @@ def load_result(source: str, labels: str, fields: Mapping[str, Any]) -> Result:
         arguments |= look_of_classes(own)
         arguments["metadata"]["tttunet"] |= own
     return Result(images, found)
+
+
+def _film(folder: Path, axes: str | None) -> list[LayerData]:
+    """The pictures of a folder as frames, each of which is read when it is shown."""
+    import dask
+    import dask.array as da
+
+    from tttunet.imaging import Image, load_image
+    from tttunet.imaging.frames import open_frames
+
+    frames = open_frames(folder, axes)
+
+    def layers(image: Image) -> list[LayerData]:
+        frame = replace(image, array=image.array[None], axes="T" + image.axes, name=frames.name)
+        return image_layers(frame)
+
+    read = dask.delayed(lambda file, place: layers(load_image(file, axes))[place][0])
+
+    def stack(place: int, like: Any) -> Any:
+        shown = (read(file, place) for file in frames.files)
+        return da.concatenate([da.from_delayed(one, like.shape, like.dtype) for one in shown])
+
+    return [
+        (stack(place, first), arguments, kind)
+        for place, (first, arguments, kind) in enumerate(layers(frames.first))
+    ]
 
 
 def _classes(model: str) -> list[dict[str, Any]]:

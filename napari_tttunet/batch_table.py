@@ -42,8 +42,10 @@ class FileRow:
     notes: list[str] = field(default_factory=list)
 
 
-def find_files(inputs: Sequence[str], ending: str) -> list[FileRow]:
+def find_files(inputs: Sequence[str], ending: str, frames: bool = False) -> list[FileRow]:
     """A row per image of files, folders and globs; what cannot be used is `failed`, with a reason.
+
+    With `frames` a folder of pictures is one film.
 
     Reads folders: not for the window's thread.
     """
@@ -52,7 +54,7 @@ def find_files(inputs: Sequence[str], ending: str) -> list[FileRow]:
     rows: dict[str, FileRow] = {}
     for text in inputs:
         try:
-            paths = expand_inputs([text], ending)
+            paths = expand_inputs([text], ending, frames)
         except TTTUNetError as error:
             rows[text] = FileRow(text, "failed", str(error))
         else:
@@ -61,7 +63,7 @@ def find_files(inputs: Sequence[str], ending: str) -> list[FileRow]:
     return list(rows.values())
 
 
-def label_name(source: str, ending: str, format: str) -> str:
+def label_name(source: str, ending: str, format: str, frames: bool = False) -> str:
     """The name of the label file that an image will get, by the rules of the batch itself.
 
     Raises:
@@ -74,7 +76,12 @@ def label_name(source: str, ending: str, format: str) -> str:
     suffix = "" if format == "auto" else format
     # Only the name counts; the folder is one that surely exists.
     job = plan_jobs(
-        [Path(source)], tempfile.gettempdir(), existing="overwrite", ending=ending, suffix=suffix
+        [Path(source)],
+        tempfile.gettempdir(),
+        existing="overwrite",
+        ending=ending,
+        suffix=suffix,
+        frames=frames,
     )[0]
     return job.labels.name
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import re
 from collections.abc import Generator, Mapping
 from typing import Any
 
@@ -17,6 +20,7 @@ _OTHER_COLOUR = (0.75, 0.75, 0.75, 1.0)
 BLOCK_PIXELS = 2**18
 #: Below this, counting by number takes less time than sorting.
 _SMALL_NUMBER = 2**16
+_NUMBERED = re.compile(r"(\d+)\s*[:=]\s*(.+)")
 _SYMBOLS = {"micrometer": "µm", "millimeter": "mm"}
 _RANK = {2: "²", 3: "³"}
 
@@ -37,6 +41,35 @@ def classes_of(layer: Any) -> dict[int, str]:
     own = layer.metadata.get("tttunet") if isinstance(layer.metadata, dict) else None
     classes = own.get("classes") if isinstance(own, dict) else None
     return {int(one["value"]): str(one["name"]) for one in classes or ()}
+
+
+def classes_text(classes: Mapping[int, str]) -> str:
+    """Classes as a person types them: `cell, nucleus`, with numbers where they are not 1, 2, ..."""
+    counted = list(classes) == list(range(1, len(classes) + 1))
+    entries = [name if counted else f"{value}: {name}" for value, name in classes.items()]
+    written = io.StringIO()
+    csv.writer(written, lineterminator="").writerow(entries)
+    plain = not any("," in entry for entry in entries)
+    return written.getvalue().replace(",", ", ") if plain else written.getvalue()
+
+
+def parse_classes(text: str) -> dict[int, str]:
+    """The opposite of `classes_text`; without a number, a class gets the one after the last.
+
+    Raises:
+        ValueError: two classes have one number; its text is for the user.
+    """
+    (entries,) = csv.reader([text], skipinitialspace=True) if text.strip() else ([],)
+    classes: dict[int, str] = {}
+    value = 0
+    for entry in filter(None, map(str.strip, entries)):
+        numbered = _NUMBERED.fullmatch(entry)
+        value, name = (int(numbered[1]), numbered[2]) if numbered else (value + 1, entry)
+        if value in classes or value == 0:
+            taken = "the background" if value == 0 else f"'{classes[value]}'"
+            raise ValueError(f"Number {value} is {taken} already.")
+        classes[value] = name
+    return classes
 
 
 def look_of_classes(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,11 +85,12 @@ class Begun:
         corrections, reach = project.corrections(image), self.annotation.vouched_bounds()
         for index in corrections.store.overlapping(reach) if reach is not None else ():
             bounds = corrections.store.bounds(index)
-            labels, vouched = self.annotation.read(bounds)
+            labels, vouched, own = self.annotation.read(bounds)
             if vouched.any():
                 old_labels, old_vouched = corrections.read(bounds)
                 merged = np.where(vouched != 0, labels, old_labels)
-                corrections.write(bounds, merged, vouched | old_vouched)
+                own = np.where(vouched != 0, own, corrections.own(bounds))
+                corrections.write(bounds, merged, vouched | old_vouched, own)
         self.write_regions(project, image)
 
     def write_regions(self, project: Project, image: ImageReference) -> None:
@@ -107,7 +108,8 @@ class Begun:
                     if region in (other for other, _ in failed):
                         failed.append((region, complete))  # not before what was done to it earlier
                     elif complete:
-                        corrections.complete(region, self.annotation.read(region.bounds)[0])
+                        labels, _, own = self.annotation.read(region.bounds)
+                        corrections.complete(region, labels, own)
                     elif region in corrections.regions:
                         corrections.remove_region(corrections.regions.index(region))
                 except Exception as error:

@@ -79,6 +79,7 @@ class Corrections(QObject):
         self._viewer, self._work = viewer, work
         self.unchecked = Unchecked(viewer, work)
         self._shapes: Any = None
+        self.depth = 0
         # Of removed labels, nothing is kept alive.
         self._removed: WeakKeyDictionary[Annotation, list[Region]] = WeakKeyDictionary()
         self.labels: Any = None
@@ -287,9 +288,14 @@ class Corrections(QObject):
             self.said.emit(f"{done} region{'s' if done > 1 else ''} completed.")
 
     def _region(self, shapes: Any, index: int) -> Region:
-        """A shape in pixels of the labels; in a stack, in the slice in which it was drawn."""
+        """A shape in pixels of the labels; in a stack, in its slice and `depth` ones around it."""
         annotation = self._work.annotation
         assert annotation is not None
+        kind = str(shapes.shape_type[index])
+        if kind not in ("rectangle", "ellipse", "polygon"):
+            raise ProjectError(
+                f"A {kind} encloses nothing.", "Draw a rectangle, an ellipse, a polygon or a lasso."
+            )
         viewer, labels = self._viewer, self.labels
         world = np.tile(np.array(viewer.dims.point, float), (len(shapes.data[index]), 1))
         vertices = Transform.of(shapes).to_world(np.asarray(shapes.data[index], float))
@@ -301,6 +307,26 @@ class Corrections(QObject):
         place = annotation.index_at((*corners[0, :-2], 0, 0))
         if place is None:
             raise ProjectError("The region lies beside the image.", "Draw it on the image.")
-        leading = tuple((p, p + 1) for p in place[:-2])
-        polygon = [(float(y), float(x)) for y, x in corners[:, -2:]]
-        return Region.around(polygon, leading, annotation.labels.shape)
+        leading = [(p, p + 1) for p in place[:-2]]
+        if annotation.axes[:-2].endswith("Z"):
+            z, count = place[-3], annotation.labels.shape[-3]
+            leading[-1] = max(0, z - self.depth), min(count, z + self.depth + 1)
+        outline = _ellipse(corners[:, -2:]) if kind == "ellipse" else corners[:, -2:]
+        polygon = [(float(y), float(x)) for y, x in outline]
+        return Region.around(polygon, tuple(leading), annotation.labels.shape)
+
+
+def _ellipse(corners: np.ndarray) -> np.ndarray:
+    """A polygon in place of an ellipse, of which napari gives the four corners of its box.
+
+    Args:
+        corners: [4, 2] in pixels, one after the other; of a parallelogram too.
+
+    Returns:
+        [n, 2], nowhere further than a twentieth of a pixel from the ellipse.
+    """
+    one, other = (corners[1] - corners[0]) / 2, (corners[3] - corners[0]) / 2
+    radius = max(float(np.hypot(*one)), float(np.hypot(*other)))
+    count = max(16, int(np.ceil(np.pi * np.sqrt(radius / 0.1))))
+    angle = 2 * np.pi * np.arange(count)[:, None] / count
+    return corners.mean(axis=0) + np.cos(angle) * one + np.sin(angle) * other

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qtpy.QtWidgets import QFileDialog, QWidget
 
+from napari_tttunet.class_labels import classes_text
 from napari_tttunet.dock_work import (
     ActivityBar,
     Background,
@@ -16,12 +17,14 @@ from napari_tttunet.dock_work import (
     read_library,
     weakly,
 )
+from napari_tttunet.finetune_classes import ClassNames
 from napari_tttunet.finetune_correct import Corrections
 from napari_tttunet.finetune_decision import Decision
 from napari_tttunet.finetune_estimate import TimeEstimate
 from napari_tttunet.finetune_images import task_of
 from napari_tttunet.finetune_models import (
     can_resume,
+    classes_of_start,
     discard,
     last_options,
     model_folder,
@@ -29,17 +32,17 @@ from napari_tttunet.finetune_models import (
     remembered_run,
     run_folder,
     startable,
+    undecided,
 )
 from napari_tttunet.finetune_project import ProjectWork
 from napari_tttunet.finetune_run import FinetuneRun, View
 from napari_tttunet.finetune_view import FinetuneView
 from napari_tttunet.keys import FINETUNE_KEYS, DockKeys
 from napari_tttunet.layers import real_viewer
-from napari_tttunet.regions import view_bounds
 from napari_tttunet.session import session
 from napari_tttunet.settings import Settings
 from napari_tttunet.widgets import Scrolling
-from tttunet.errors import ImageError, OutputError
+from tttunet.errors import OutputError
 from tttunet.projects import Project, check
 
 if TYPE_CHECKING:
@@ -66,7 +69,7 @@ class FinetuneDock(QWidget):
         self.settings = Settings()
         self.models: list[dict[str, Any]] = []
         self._started: dict[str, Any] = {}
-        self._resumed = self._preparing = False
+        self._resumed, self._preparing, self._asked = False, False, ""
         self._background = Background(self)
         self._activity = ActivityBar()
         self._cleanup = Cleanup(self)
@@ -78,6 +81,7 @@ class FinetuneDock(QWidget):
         self._cleanup.add(self._activity.close)
         self.view = FinetuneView(self.settings)
         self.decision = Decision(self.work, self.view.result)
+        self.classes = ClassNames(self.view, self.work)
         self.time = TimeEstimate(self.settings)
         self._time_timer = delayed(self, _TIME_AFTER, self._ask_time)
         self._cleanup.add(self.time.stop)
@@ -120,6 +124,7 @@ class FinetuneDock(QWidget):
         correcting["next_unchecked"].clicked.connect(lambda *_: correct.next_place())
         view.add.clicked.connect(lambda *_: correct.add_object())
         view.erase.clicked.connect(lambda *_: correct.erase_object())
+        view.around.valueChanged.connect(lambda depth: setattr(correct, "depth", depth))
         view.name_keys(self.keys.text)
         view.go.clicked.connect(lambda *_: self.finetune())
         view.resume.clicked.connect(lambda *_: self.resume())
@@ -218,13 +223,14 @@ class FinetuneDock(QWidget):
         view.list_projects(work.recent, folder)
         images = [(image.name, image.id) for image in project.images] if project else []
         view.list_images(images, work.image.id if work.image is not None else "")
-        used = _NO_PROJECT
-        if project is not None:
-            used = f"Will be used: {work.text}." if work.text else ""
+        self.classes.show()
+        counted = f"Will be used: {work.text}." if work.text else ""
+        used = counted if project is not None else _NO_PROJECT
         running = self.run.running or self._preparing
         view.show_state(used, self.corrections.labels is not None, project is not None, running)
         regions = work.annotation.regions if work.annotation is not None else []
         view.list_regions(regions, self.corrections.can_put_back)
+        view.around_row.setVisible(work.annotation is not None and "Z" in work.annotation.axes)
         run = remembered_run(project) if project is not None and not running else None
         resumable = project is not None and can_resume(project, run)
         view.resume.setVisible(resumable and self.decision.run is None)
@@ -240,8 +246,7 @@ class FinetuneDock(QWidget):
         self.time.ask(str(project.folder), model_folder(project, model), options, state)
 
     def _remove_region(self) -> None:
-        region = self.view.region(self.view.regions.currentIndex())
-        if region is not None:
+        if region := self.view.region(self.view.regions.currentIndex()):
             self.corrections.remove_region(region)
 
     def _say(self, text: str) -> None:
@@ -287,8 +292,8 @@ class FinetuneDock(QWidget):
         name = work.source.layer.name if work.source is not None else "my-cells"
         model = self._model_of_labels()
         entry = next((e for e in self.models if e["name"] == model and e["error"] is None), {})
-        named = [str(one.get("name", "")) for one in entry.get("labels", [])]
-        classes = ", ".join(one for one in named if one) or "object"
+        named = {int(one["value"]): str(one["name"]) for one in entry.get("labels", [])}
+        classes = classes_text(named) or "object"
         parent = self.settings.get("finetune.parent", str(Path.home()))
         self.view.form.ask(f"{name}-project", parent, task, dim, classes)
 
@@ -328,9 +333,11 @@ class FinetuneDock(QWidget):
         project = self.work.project
         if project is None or self.run.running or self._preparing:
             return
+        if not self._may_discard(project):
+            return
         reference = str(self.view.model.currentData() or "")
         options = self.view.expert.options()
-        classes = self._classes_of(reference)
+        classes = classes_of_start(self.models, reference)
 
         def prepare(project: Project) -> tuple[list[Any], dict[str, Any]]:
             found = check(project, classes)
@@ -344,8 +351,19 @@ class FinetuneDock(QWidget):
         self._prepare()
         self.work.flush(self._begin, prepare, self._not_begun)
 
+    def _may_discard(self, project: Project) -> bool:
+        """Whether a run that is not decided yet may be deleted: the user is asked once."""
+        old = remembered_run(project)
+        told = undecided(project, old) if old is not None else ""
+        if old is None or not told or self._asked == old["folder"]:
+            return True
+        self._asked, hint = old["folder"], "Or press Fine-tune again to delete it and begin anew."
+        self.view.message.tell("warning", f"{told}.", hint)
+        return False
+
     def _prepare(self) -> None:
         self._preparing = True
+        self._asked = ""
         self._resumed = False
         self.time.forget()
         self.view.message.clear()
@@ -354,12 +372,6 @@ class FinetuneDock(QWidget):
         self.view.curve.show()
         self.view.progress.report("saving the corrections")
         self._show_state()
-
-    def _classes_of(self, reference: str) -> dict[int, str] | None:
-        entry = next((e for e in self.models if e["name"] == reference), None)
-        if entry is None or entry["task"] != "semantic":
-            return None
-        return {int(one["value"]): str(one["name"]) for one in entry["labels"]}
 
     def _begin(self, prepared: tuple[list[Any], dict[str, Any]]) -> None:
         findings, run = prepared
@@ -406,23 +418,14 @@ class FinetuneDock(QWidget):
             model_folder(project, run["model"]),
             run_folder(project, run),
             run["options"],
-            self._seen() if self.view.expert.preview.isChecked() else None,
+            View.of(self.viewer, self.work.source)
+            if self.view.expert.preview.isChecked()
+            else None,
+            project.dim,
             resume,
         )
         self.view.progress.report("waiting for the engine")
         self._show_state()
-
-    def _seen(self) -> View | None:
-        """What the user looks at, of the image that is corrected."""
-        source = self.work.source
-        if source is None or source.layer not in self.viewer.layers:
-            return None
-        channel = "" if source.channel is None else str(source.channel)
-        try:
-            planes = view_bounds(self.viewer, source.layer, source.axes, "current")
-        except ImageError:
-            return None
-        return View(source.layer, source.axes, planes, channel)
 
     def _steer(self, call: Any) -> None:
         try:
@@ -447,28 +450,32 @@ class FinetuneDock(QWidget):
         self._show_state()
 
     def _failed(self, message: str, hint: str, details: str) -> None:
-        if self._resumed and "resumed" in message:
-            hint = "The corrections have changed since. Press Fine-tune to begin anew."
-            message = "The fine-tuning cannot be resumed."
+        if self._resumed and "--overwrite" in hint:  # which it says to who types commands
+            hint = "Press Fine-tune to begin anew."
+        elif self._resumable():
+            hint = f"{hint} What was learnt so far is kept: Resume goes on from there.".strip()
+        else:
+            self._discard("fine-tuning failed")
         self.view.message.tell("error", message, hint, details)
-        self._leave("fine-tuning failed")
+        self._ended()
+
+    def _resumable(self) -> bool:
+        found = self.work.project
+        return found is not None and can_resume(found, remembered_run(found))
 
     def _lost(self, message: str, hint: str) -> None:
-        project = self.work.project
-        resumable = project is not None and can_resume(project, remembered_run(project))
-        if resumable:
-            told = "Your labels and the model are as they were. Press Resume to go on."
-        else:
-            told = "Your labels and the model are as they were. Press Fine-tune to begin again."
+        way = "Resume to go on" if self._resumable() else "Fine-tune to begin again"
+        told = f"Your labels and the model are as they were. Press {way}."
         self.view.message.tell("error", message, told)
         self._ended()
 
     def _cancelled(self) -> None:
         self._say("Cancelled; everything is as it was.")
         self.view.curve.hide()
-        self._leave("fine-tuning cancelled")
+        self._discard("fine-tuning cancelled")
+        self._ended()
 
-    def _leave(self, event: str) -> None:
+    def _discard(self, event: str) -> None:
         """Nothing of the run is of use."""
         project, run = self.work.project, self._started
         if project is not None and run:
@@ -477,7 +484,6 @@ class FinetuneDock(QWidget):
                 lambda _: self._show_state(),
                 self.view.message.tell_error,
             )
-        self._ended()
 
     def _done(self, result: dict[str, Any]) -> None:
         if not self._resumed:

@@ -89,7 +89,8 @@ def read_corrections(project: Project, image: ImageReference) -> Opened:
     stored = []
     for _index, summary in corrections.summaries():
         if summary.bounds is not None:
-            stored.append(Stored(summary.bounds, *corrections.read(summary.bounds)))
+            bounds = summary.bounds
+            stored.append(Stored(bounds, *corrections.read(bounds), corrections.own(bounds)))
     return Opened(image, stored, corrections.regions)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from napari_tttunet.segment_choices import fits_scale
 from tttunet.projects import Project, ProjectError, Version
 from tttunet.projects.versions import next_name, split_name
 
@@ -24,19 +25,30 @@ def startable(entries: Sequence[dict[str, Any]], project: Project) -> list[tuple
 
     Args:
         entries: of the library.
-        project: its own models come first, the newest at the top.
+        project: its own models come first, the newest at the top. Models for another scale than
+            that of its images are left out.
     """
     own = [
         (f"{version.name} (of this project)", f"models/{version.name}")
         for version in reversed(project.versions)
     ]
     names = {version.name for version in project.versions}
+    units = {image.unit for image in project.images}
     kept = [
         (f"{entry['name']} \N{MIDDLE DOT} {entry['title'] or entry['task']}", entry["name"])
         for entry in entries
         if entry["error"] is None and entry["dim"] == project.dim and entry["name"] not in names
+        if not units or any(fits_scale(entry, unit) for unit in units)
     ]
     return own + kept
+
+
+def classes_of_start(entries: Sequence[dict[str, Any]], reference: str) -> dict[int, str] | None:
+    """Number and name of the classes of a model in the library; None: it finds objects."""
+    entry = next((e for e in entries if e["name"] == reference), None)
+    if entry is None or entry["task"] != "semantic":
+        return None
+    return {int(one["value"]): str(one["name"]) for one in entry["labels"]}
 
 
 def model_folder(project: Project, reference: str) -> str:
@@ -137,6 +149,15 @@ def can_resume(project: Project, run: dict[str, Any] | None) -> bool:
     if run is None or "result" in run:
         return False
     return (run_folder(project, run) / TRAINING / CHECKPOINT).is_file()
+
+
+def undecided(project: Project, run: dict[str, Any]) -> str:
+    """What would be lost with a run that is not decided yet, and how to keep it; empty: nothing."""
+    if "result" in run:
+        return "The last model is neither kept nor reverted: keep it first"
+    if can_resume(project, run):
+        return "A fine-tuning was interrupted: Resume goes on with it"
+    return ""
 
 
 def discard(project: Project, run: dict[str, Any], event: str) -> None:

@@ -103,26 +103,32 @@ class Unchecked(QObject):
     def _look(self, annotation: Annotation) -> None:
         ranked, seen = self._ranked, self._seen
 
-        def work() -> tuple[Annotation, Objects, int]:
+        def work() -> tuple[Annotation, Objects, int, bool]:
             if ranked is not None:
                 found = _unchecked(annotation, ranked)
                 if len(found.numbers):
-                    return annotation, found, _first(found, seen)
+                    return annotation, found, _first(found, seen), False
             found = odd_first(np.where(annotation.marks == UNKNOWN, annotation.labels, 0))
             centres = [annotation.in_layer(centre) for centre in found.centres]
             centred = np.array(centres, float).reshape(len(centres), annotation.layer.ndim)
             found = Objects(found.numbers, centred, found.order)
-            return annotation, found, _first(found, seen)
+            own = annotation.layer.metadata.get("tttunet") or {}
+            known = "model" in own or bool((annotation.marks != UNKNOWN).all())
+            return annotation, found, _first(found, seen), not known
 
         self._background.run(work, self._go, self.failed.emit)
 
-    def _go(self, found: tuple[Annotation, Objects, int]) -> None:
-        asked, places, at = found
+    def _go(self, found: tuple[Annotation, Objects, int, bool]) -> None:
+        asked, places, at, rest = found
         annotation = self._work.annotation
         if annotation is not asked or asked.layer not in self._viewer.layers:
             return
         if not len(places.numbers):
-            self.said.emit("Every object is checked.")
+            more = "" if not rest else (
+                " These labels hold nothing else of the image: press Segment to see what there is "
+                "to check."
+            )  # fmt: skip
+            self.said.emit(f"Every object is checked.{more}")
             return
         if at < 0:  # all were seen: begin again
             self._seen.clear()

@@ -11,17 +11,20 @@ from typing import Any
 
 from qtpy.QtCore import QObject, Signal
 
+from napari_tttunet.axes import data_shape
 from napari_tttunet.finetune_models import TRAINING
 from napari_tttunet.geometry import Bounds
 from napari_tttunet.layers import image_fields, label_grid, layer_array
+from napari_tttunet.regions import view_bounds
 from napari_tttunet.result_layers import PreviewLayer
 from napari_tttunet.session import session
 from tttunet.engine import messages
 from tttunet.engine.job import Job, Preview
-from tttunet.errors import OutputError
+from tttunet.errors import ImageError, OutputError
 
-#: The preview shows at most so many pixels along an axis: it must not slow the training down.
-PREVIEW_EDGE = 320
+#: The preview shows at most so many pixels along an axis, by the dimensions of the model: it must
+#: not slow the training down.
+PREVIEW_EDGE = {2: 320, 3: 64}
 #: The file that steers a run, in its folder.
 CONTROL = "control.txt"
 
@@ -42,15 +45,36 @@ class View:
     bounds: Bounds
     channel: str = ""
 
-    def limited(self) -> View:
-        """The middle of it, if it is large."""
+    @classmethod
+    def of(cls, viewer: Any, source: Any) -> View | None:
+        """Of the image that is corrected, a `finetune_images.Source`; None: it is not in view."""
+        if source is None or source.layer not in viewer.layers:
+            return None
+        channel = "" if source.channel is None else str(source.channel)
+        try:
+            planes = view_bounds(viewer, source.layer, source.axes, "current")
+        except ImageError:
+            return None
+        return cls(source.layer, source.axes, planes, channel)
+
+    def limited(self, dim: int) -> View:
+        """The middle of it, if it is large; for a 3D model with the slices around."""
+        shape, edge = data_shape(self.layer), PREVIEW_EDGE[dim]
         bounds = list(self.bounds)
         for axis, letter in enumerate(self.axes[: len(bounds)]):
+            if letter in "CS":
+                continue
             start, stop = bounds[axis]
-            size = min(stop - start, PREVIEW_EDGE if letter in "YX" else 1)
-            if letter not in "CS":
-                first = start + (stop - start - size) // 2
-                bounds[axis] = (first, first + size)
+            length = stop - start
+            if letter not in "ZYX"[-dim:]:
+                size = 1
+            elif length == 1:
+                size = min(edge, shape[axis])
+            else:
+                size = min(edge, length)
+            first = start + (length - size) // 2
+            first = min(max(first, 0), shape[axis] - size)
+            bounds[axis] = (first, first + size)
         return View(self.layer, self.axes, tuple(bounds), self.channel)
 
 
@@ -97,6 +121,7 @@ class FinetuneRun(QObject):
         folder: Path,
         options: dict[str, Any],
         view: View | None,
+        dim: int = 2,
         resume: bool = False,
     ) -> None:
         """Begin, or go on.
@@ -107,6 +132,7 @@ class FinetuneRun(QObject):
             folder: of the run, in the project.
             options: further arguments of `tttunet.finetune`.
             view: to preview the model on; None: no preview.
+            dim: dimensions of the model.
             resume: from the checkpoint in `folder`.
         """
         self._folder, self._token = folder, object()
@@ -116,7 +142,7 @@ class FinetuneRun(QObject):
         token, viewer = self._token, self._viewer()
         given: dict[str, Any] = {}
         if view is not None and viewer is not None:
-            view = view.limited()
+            view = view.limited(dim)
             grid = label_grid(view.layer, view.axes, 0, view.bounds)
             name = f"{view.layer.name}: preview of fine-tuning"
             self._preview = PreviewLayer(viewer, grid, name)

@@ -19,6 +19,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_tttunet.class_labels import parse_classes
 from napari_tttunet.finetune_curve import Curve
 from napari_tttunet.finetune_result import ResultPanel
 from napari_tttunet.settings import Settings
@@ -39,8 +40,7 @@ from napari_tttunet.widgets import (
 _TASKS = (("Objects, each with its own number", "instance"), ("Classes", "semantic"))
 _DIMS = (("Slices (2D)", 2), ("Volumes (3D)", 3))
 _PARTS = (
-    ("By the amount of labels", "auto"),
-    ("All weights", "all"),
+    ("All weights (recommended)", "auto"),
     ("Decoder", "decoder"),
     ("Last layer", "head"),
 )
@@ -81,8 +81,10 @@ class ProjectForm(QWidget):
         self.classes = explain(
             QLineEdit(),
             "project_classes",
-            "What the objects are called; of classes the names of label 1, 2, ... with commas",
+            "What the objects are called; of classes the names of label 1, 2, ... with commas, or "
+            "with numbers of their own: 1: cell, 4: nucleus",
         )
+        self.problem = text_label("project_problem")
         self.go = explain(QPushButton("Create"), "project_create", "Make the project")
         self.stop = explain(QPushButton("Not now"), "project_not_now", "Make no project")
         form = form_layout(self, 12)
@@ -90,6 +92,7 @@ class ProjectForm(QWidget):
         form.addRow("In folder", side_by_side(self.parent_folder, self.browse))
         form.addRow("Labels are", self.task)
         form.addRow("Called", self.classes)
+        form.addRow(self.problem)
         form.addRow("Model sees", self.dim)
         form.addRow(button_grid([self.go, self.stop]))
         self.go.clicked.connect(self._create)
@@ -103,16 +106,21 @@ class ProjectForm(QWidget):
         self.classes.setText(classes)
         choose(self.task, task)
         choose(self.dim, dim)
+        show_text(self.problem, "")
         self.show()
 
     def _create(self) -> None:
         name = self.name.text().strip() or "project"
-        names = [one.strip() for one in self.classes.text().split(",") if one.strip()]
+        try:
+            classes = parse_classes(self.classes.text())
+        except ValueError as error:
+            show_text(self.problem, str(error))
+            return
         what = {
             "name": name,
             "task": self.task.currentData(),
             "dim": self.dim.currentData(),
-            "classes": dict(enumerate(names or ["object"], start=1)),
+            "classes": classes or {1: "object"},
         }
         folder = Path(self.parent_folder.text().strip() or ".").expanduser()
         self.created.emit(folder / name.replace("/", "-"), what)
@@ -246,6 +254,15 @@ class FinetuneView(QWidget):
         self.labels = combo_box("finetune_labels", "The labels that are corrected")
         form.addRow("Labels", self.labels)
         layout.addLayout(form)
+        self.classes = explain(
+            QLineEdit(),
+            "known_classes",
+            "The names of label 1, 2, ... with commas, or with numbers of their own: 1: cell, "
+            "4: nucleus. Add one to paint and learn a further class.",
+        )
+        self.class_row = QWidget()
+        form_layout(self.class_row).addRow("Classes", self.classes)
+        layout.addWidget(self.class_row)
         layout.addWidget(self.form)
 
     def _correcting(self, layout: QVBoxLayout) -> None:
@@ -277,6 +294,16 @@ class FinetuneView(QWidget):
         self.put_back = explain(
             QPushButton("Put back"), "put_back", "Complete the region again that was removed last"
         )
+        self.around = explain(
+            QSpinBox(),
+            "region_depth",
+            "A complete region that you draw also covers so many slices before and after the one "
+            "that is shown: then everything in this box must be right.",
+        )
+        self.around.setRange(0, 999)
+        self.around_row = QWidget()
+        form_layout(self.around_row).addRow("Slices around a region", self.around)
+        layout.addWidget(self.around_row)
         self.region_row = QWidget()
         row = form_layout(self.region_row)
         row.addRow(
@@ -308,7 +335,9 @@ class FinetuneView(QWidget):
         self.stop = explain(
             QPushButton("Stop, keep the best"), "stop", "End now, with the best model so far"
         )
-        self.pause = explain(QPushButton("Pause"), "pause", "Wait, so that others can compute")
+        self.pause = explain(
+            QPushButton("Pause"), "pause", "Compute nothing until it is pressed again"
+        )
         self.pause.setCheckable(True)
         self.cancel = explain(
             QPushButton("Cancel"), "cancel_finetune", "End, and leave everything as it was"

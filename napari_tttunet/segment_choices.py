@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,16 @@ from napari_tttunet.layers import image_fields, layer_array, levels
 from napari_tttunet.regions import displayed_axes, plane_bounds, shape_bounds, view_bounds
 from tttunet.engine import messages
 from tttunet.errors import ImageError
+
+
+def fits_scale(entry: Mapping[str, Any], unit: str | None) -> bool:
+    """Whether a model is for images of this unit: one for millimeters is of no use for cells.
+
+    Args:
+        entry: of the library.
+        unit: `micrometer`, `millimeter`; empty or None: the image has no physical size.
+    """
+    return not entry.get("spacing") or entry.get("unit") == unit
 
 
 @dataclass(frozen=True)

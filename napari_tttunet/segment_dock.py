@@ -21,7 +21,7 @@ from napari_tttunet.layers import layer_array, real_viewer
 from napari_tttunet.legend import Legend
 from napari_tttunet.model_card import summary_html
 from napari_tttunet.result_layers import accept, is_accepted, is_preview, is_result
-from napari_tttunet.segment_choices import Choices, chosen_parts
+from napari_tttunet.segment_choices import Choices, chosen_parts, fits_scale
 from napari_tttunet.segment_image import ImageChoice
 from napari_tttunet.segment_run import Finished, SegmentRun
 from napari_tttunet.segment_view import ALL_IS_SEEN, SegmentView
@@ -148,10 +148,14 @@ class SegmentDock(QWidget):
         return next((e for e in self.models if e["name"] == name and e["error"] is None), {})
 
     def _best_model(self) -> str:
-        """A model with the image's number of dimensions, or any that works."""
+        """A model of the image's scale and number of dimensions, or any that works."""
         dim = 3 if self.image.size_of("Z") > 1 else 2
-        good = [entry for entry in self.models if entry["error"] is None]
-        good.sort(key=lambda entry: (entry["dim"] != dim, entry["dim"], entry["task"]))
+        unit = self.image.unit
+
+        def misfit(entry: dict[str, Any]) -> tuple[Any, ...]:
+            return not fits_scale(entry, unit), entry["dim"] != dim, entry["dim"], entry["task"]
+
+        good = sorted((entry for entry in self.models if entry["error"] is None), key=misfit)
         return good[0]["name"] if good else ""
 
     def _model_picked(self, *_: Any) -> None:

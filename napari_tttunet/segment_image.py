@@ -11,6 +11,7 @@ from qtpy.QtWidgets import QLabel, QLineEdit, QWidget
 
 from napari_tttunet.axes import data_shape, guess_axes, parse_axes
 from napari_tttunet.dock_work import Cleanup
+from napari_tttunet.layers import layer_spacing
 from napari_tttunet.widgets import (
     combo_box,
     explain,
@@ -103,6 +104,11 @@ class ImageChoice(QWidget):
         """Size of an axis; 1 if there is none of this name."""
         place = self._axes.find(letter)
         return data_shape(self.layer)[place] if place >= 0 and self.layer is not None else 1
+
+    @property
+    def unit(self) -> str | None:
+        """`micrometer`, `millimeter`, or None: the image has no physical size."""
+        return layer_spacing(self.layer, self._axes).unit if self.layer is not None else None
 
     def set_model(self, entry: Mapping[str, Any]) -> None:
         """The channels that the model takes decide what is offered."""

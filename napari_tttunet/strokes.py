@@ -15,7 +15,7 @@ from tttunet.projects.schema import Bounds
 
 
 class Stroke(NamedTuple):
-    """What an edit did to the vouched mask (uint8) of a box."""
+    """What an edit did to the marks (uint8) of a box."""
 
     bounds: Bounds
     before: np.ndarray

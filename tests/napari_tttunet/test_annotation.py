@@ -167,7 +167,7 @@ def test_a_volume_is_marked_through_its_slices() -> None:
 def test_thin_axes_are_not_the_projects() -> None:
     layer, annotation, _ = annotated(some_labels()[None], "ZYX", "YX")
     layer.paint((0, 15, 15), 1)
-    labels, vouched = annotation.read(((0, 60), (0, 80)))
+    labels, vouched, _ = annotation.read(((0, 60), (0, 80)))
     assert labels.shape == vouched.shape == (60, 80)
     assert vouched[15, 15]
     assert annotation.state.shape == (1, 60, 80)
@@ -240,6 +240,41 @@ def test_a_region_is_taken_back_but_not_what_another_one_holds() -> None:
     assert (annotation.state != UNKNOWN).sum() == 40 * 60
     with pytest.raises(ValueError, match="not in"):
         annotation.remove_region(small)
+
+
+def test_a_region_that_goes_leaves_what_was_vouched_for_apart_from_it() -> None:
+    layer, annotation, _ = annotated(some_labels())
+    region = Region(((0, 30), (0, 50)))
+    annotation.mark((15, 15))
+    checked = annotation.state.copy()
+    annotation.complete(region)
+    annotation.remove_region(region)
+    np.testing.assert_array_equal(annotation.state, checked)
+    annotation.complete(region)
+    annotation.mark((15, 35))  # while it is complete
+    layer.brush_size = 1
+    layer.paint((25, 25), 9)
+    layer.paint((26, 45), 8)
+    layer.undo()
+    assert annotation.mark((15, 15), checked=False) == 1
+    assert (annotation.state[:30, :50] > 0).all()
+    annotation.remove_region(region)
+    assert annotation.is_checked((15, 35))
+    assert annotation.is_checked((25, 25))
+    assert not annotation.is_checked((26, 45)), "it was undone"
+    assert not annotation.is_checked((15, 15)), "it was taken back"
+    assert annotation.counts() == (2, 14 * 14 + 5 * 5)
+    layer.undo()
+    assert annotation.counts() == (1, 14 * 14)
+
+
+def test_a_negative_label_is_undone_in_a_region() -> None:
+    layer, annotation, _ = annotated(some_labels())
+    annotation.complete(Region(((0, 30), (0, 50))))
+    layer.data_setitem((np.array([15]), np.array([15])), -1)
+    assert annotation.state[15, 15] == UNKNOWN
+    layer.undo()
+    assert annotation.state[15, 15] == OBJECT
 
 
 def test_a_polygon_is_found_by_its_inside() -> None:

@@ -309,6 +309,55 @@ def test_the_command_line_of_a_plain_batch(dock: Any, qtbot: Any, plate: Path, t
     assert made == {"fluorescence_labels.ome.tif", "fluorescence_overlay.png"}
 
 
+def test_a_folder_is_a_film(viewer: Any, dock: Any, qtbot: Any, tmp_path: Path):
+    from tttunet.imaging import load_labels
+
+    film = tmp_path / "film"
+    film.mkdir()
+    for number in (1, 2, 10):
+        crop("fluorescence", film / f"frame{number}.png")
+    add(qtbot, dock, film, 3)
+    dock.form.frames.setChecked(True)
+    qtbot.waitUntil(lambda: len(dock.table.rows) == 1, timeout=PATIENCE)
+    assert preview(dock) == "film gives film_labels.ome.tif"
+    click(qtbot, dock, "batch_copy")
+    from qtpy.QtGui import QGuiApplication
+
+    assert "--frames" in QGuiApplication.clipboard().text()
+    click(qtbot, dock, "batch_start")
+    wait_for_end(qtbot, dock)
+    assert states(dock) == {"film": "done"}, shown(dock)
+    written = load_labels(dock.table.rows[0].labels)
+    assert written.axes == "TYX"
+    assert [frame.max() > 0 for frame in written.array] == [True] * 3
+
+    dock.open_row(dock.table.index(0, 0))
+    qtbot.waitUntil(lambda: len(viewer.layers) == 2, timeout=PATIENCE)
+    image, labels = viewer.layers
+    assert image.data.shape == labels.data.shape
+    assert not isinstance(image.data, np.ndarray)  # frames are read when they are shown
+
+
+def test_a_film_is_smoothed_by_its_file(dock: Any, qtbot: Any, tmp_path: Path):
+    from tttunet.inference.frames import LARGEST_WINDOW
+
+    assert dock.form.smoothing.maximum() == LARGEST_WINDOW
+    dock.form.frames.setChecked(True)
+    dock.form.smoothing.setValue(3)
+    saved = tmp_path / "film.yaml"
+    crop("fluorescence", tmp_path / "frame.png")
+    dock.add_inputs([str(tmp_path)])
+    dock.form.output.setText(str(tmp_path / "labels"))
+    dock.save_plan(str(saved))
+    qtbot.waitUntil(saved.exists, timeout=PATIENCE)
+    assert "smoothing: 3" in saved.read_text()
+    dock.form.frames.setChecked(False)
+    dock.form.smoothing.setValue(1)
+    dock.open_plan(str(saved))
+    qtbot.waitUntil(lambda: dock.form.frames.isChecked(), timeout=PATIENCE)
+    assert dock.form.smoothing.value() == 3
+
+
 def test_files_are_dropped_removed_and_judged(dock: Any, qtbot: Any, plate: Path, tmp_path: Path):
     from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
     from qtpy.QtGui import QDragEnterEvent, QDropEvent

@@ -15,7 +15,6 @@ pytest.importorskip("napari")
 from finetuning import Tuning, make_project
 from napari_tttunet.annotation import BACKGROUND, OBJECT, UNKNOWN
 from napari_tttunet.finetune_models import remembered_run
-from napari_tttunet.finetune_result import scores_text
 from napari_tttunet.keys import FINETUNE_KEYS, KEYS
 from segmenting import Dock, add_sample
 from tttunet.projects import Project
@@ -118,7 +117,7 @@ def test_scores_and_pictures_then_revert(tuning: Tuning, tmp_path: Path) -> None
 
     # The next day: the project knows what it was told.
     tuning.find("steps").setValue(77)
-    tuning.choose("parts", "all")
+    tuning.choose("parts", "decoder")
     tuning.find("learning_rate").clear()
     tuning.find("replay").setChecked(True)
     tuning.open_project(project.folder)
@@ -169,7 +168,14 @@ def test_pause_stop_and_cancel(tuning: Tuning, tmp_path: Path) -> None:
     assert 1 < tuning.dock.decision.run["result"]["steps"] < 2000
     assert losses is not None
 
-    tuning.click("finetune")  # nobody decided: the old run goes
+    (old,) = (project.folder / "runs").iterdir()
+    tuning.click("finetune")  # nobody decided: the old run goes, but not without a word
+    assert "neither kept nor reverted" in tuning.message
+    assert old.exists()
+    assert tuning.find("keep").isEnabled()
+    assert not tuning.dock.run.running
+    tuning.click("finetune")
+    tuning.until(lambda: not old.exists())
     tuning.until(lambda: len(tuning.dock.view.curve.losses) > 1)
     assert tuning.dock.run.running
     tuning.click("cancel_finetune")
@@ -177,6 +183,27 @@ def test_pause_stop_and_cancel(tuning: Tuning, tmp_path: Path) -> None:
     tuning.until(lambda: not list((project.folder / "runs").iterdir()))
     assert remembered_run(project) is None
     assert project.model == "nuclei"
+
+
+def test_what_was_learnt_survives_a_failure(tuning: Tuning, tmp_path: Path) -> None:
+    """A full disk, for example, ends a training; its last checkpoint does not go with it."""
+    tuning.open_project(make_project(tmp_path, objects=1))
+    tuning.find("preview").setChecked(False)
+    tuning.tiny_budget(100)
+    tuning.click("finetune")
+    runs = tmp_path / "cells" / "runs"
+    tuning.until(lambda: bool(list(runs.glob("*/training/checkpoint.pt"))))
+    (training,) = runs.glob("*/training")
+    history = training / "history.jsonl"
+    history.rename(training / "kept.jsonl")
+    history.mkdir()  # cannot be written any more
+    tuning.until(lambda: tuning.dock.view.message.kind == "error")
+    assert "Resume goes on" in tuning.message
+    history.rmdir()
+    (training / "kept.jsonl").rename(history)
+    tuning.click("resume")
+    tuning.finished()
+    assert tuning.dock.decision.run["result"]["steps"] == 100
 
 
 def test_the_viewer_is_closed_in_the_middle(
@@ -329,39 +356,25 @@ def test_a_stack_is_corrected_slice_by_slice(tuning: Tuning, viewer: Any, tmp_pa
     assert (state[3, 7:23, 7:28] != UNKNOWN).all()
     assert not state[[0, 1, 2, 4, 5]].any()
 
+    tuning.find("region_depth").setValue(1)
+    tuning.click("complete_region")
+    drawn = viewer.layers.selection.active
+    tuning.drag(drawn, (3, 30, 35), (3, 35, 40), (3, 50, 60))
+    tuning.until(lambda: (state[2:5, 32:48, 38:58] != UNKNOWN).all())
+    assert not state[[0, 1, 5]].any()
+
     # There was no project until now: it gets all of this.
     folder = tuning.new_project(tmp_path, "stack")
-    tuning.until(lambda: "1 complete region on 1 image" in tuning.used)
+    tuning.until(lambda: "2 complete regions on 1 image" in tuning.used)
     with Project.open(folder, read_only=True) as project:
         (reference,) = project.images
         assert reference.axes == "ZYX"
         assert reference.spacing == pytest.approx(tuple(image.scale))
-        assert project.corrections(reference).regions[0].bounds[0] == (3, 4)
+        regions = project.corrections(reference).regions
+        assert [region.bounds[0] for region in regions] == [(3, 4), (2, 5)]
         stored, vouched = project.corrections(reference).read(reference.bounds)
     np.testing.assert_array_equal(vouched, state > 0)
     np.testing.assert_array_equal(stored[state > 0], labels.data[state > 0])
-
-
-def test_scores_in_words() -> None:
-    after = {"metric": "F1 at IoU 0.5", "score": 0.861, "objects": 9, "difference": 0.15}
-    result = {
-        "improved": True,
-        "before": {"score": 0.712},
-        "after": {**after, "difference_interval": [0.04, 0.21]},
-        "forgetting": {"before": {"score": 0.9}, "after": {"score": 0.89}, "difference": -0.01},
-        "notes": [],
-    }
-    text = scores_text(result)
-    assert "0.71 \N{RIGHTWARDS ARROW} 0.86 (9 objects)." in text
-    assert "Difference +0.15, 95 % interval +0.04 to +0.21." in text
-    assert "On earlier data: 0.90 \N{RIGHTWARDS ARROW} 0.89 (-0.01)." in text
-    for interval, told in (
-        ([-0.1, 0.3], "not certain"),
-        ([-1.0, 1.0], "Too few labels"),
-        ([0.0, 0.0], "no difference"),
-    ):
-        assert told in scores_text({**result, "after": {**after, "difference_interval": interval}})
-    assert "Nothing better was found" in scores_text({**result, "improved": False})
 
 
 def test_our_keys_are_free_in_napari() -> None:

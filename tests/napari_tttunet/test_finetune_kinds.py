@@ -12,11 +12,12 @@ pytest.importorskip("napari")
 
 from finetuning import Tuning, make_project
 from napari_tttunet import sample_data
+from napari_tttunet.class_labels import classes_text, parse_classes
 from napari_tttunet.finetune_models import remembered_run
 from napari_tttunet.finetune_view import NEW_MODEL
 from segmenting import add_sample
 from tttunet.models.card import read_config
-from tttunet.projects import Project
+from tttunet.projects import Project, Region
 
 pytestmark = pytest.mark.usefixtures("one_engine", "own_settings", "own_library")
 
@@ -202,3 +203,79 @@ def test_what_a_project_cannot_take_is_told(tuning: Tuning, tmp_path: Path) -> N
     tuning.dock.create_project(tmp_path / "cells", name="again")
     tuning.until(lambda: tuning.dock.view.message.kind == "error")
     assert "is not empty" in tuning.message
+
+
+def test_a_volume_is_learnt_with_a_preview(tuning: Tuning, viewer: Any, tmp_path: Path) -> None:
+    """Of what is seen, a slice, a 3D model needs the neighbours, too."""
+    from napari_tttunet.sample_data import ovule_nuclei
+
+    data, _, _ = ovule_nuclei()[0]
+    truth, _, _ = ovule_nuclei()[1]
+    data, truth = np.asarray(data)[:12, :64, :64], np.asarray(truth)[:12, :64, :64]
+    folder = tmp_path / "volume"
+    classes = {1: "nucleus"}
+    with Project.create(folder, task="semantic", dim=3, classes=classes) as project:
+        image = project.add_image(data, axes="ZYX", name="stack")
+        whole = tuple((0, n) for n in data.shape)
+        project.corrections(image).complete(Region(whole), (truth > 0).astype(np.int32))
+    tuning.open_project(folder)
+    # None of the library: there, 3D models are for heads.
+    assert tuning.find("start_from").currentData() == NEW_MODEL
+    tuning.tiny_budget(300)
+    tuning.choose("parts", "auto")
+    assert tuning.find("preview").isChecked()
+    tuning.click("finetune")
+    tuning.until(lambda: any("preview" in layer.name for layer in viewer.layers))
+    shown = next(layer for layer in viewer.layers if "preview" in layer.name)
+    assert shown.data.shape == data.shape
+    tuning.click("stop")
+    tuning.finished()
+    assert tuning.find("keep").isEnabled()
+    assert "preview is left out" not in tuning.message
+
+
+def test_a_class_is_added_later(tuning: Tuning, tmp_path: Path) -> None:
+    from qtpy.QtCore import Qt
+
+    image = add_sample(tuning.viewer)
+    classes = np.where(truth_of("fluorescence") > 0, 1, 0)
+    classes[:20, :20] = 2
+    add_labels(tuning, image, classes)
+    folder = tuning.new_project(tmp_path, task="semantic", classes="nucleus")
+    draw_region(tuning, (2, 2), (60, 60), (125, 100))
+    tuning.until(lambda: "1 complete region" in tuning.used)
+    assert "Class 2 is painted" in refused(tuning)
+    field = tuning.find("known_classes")
+    assert field.text() == "nucleus"
+    tuning.type_in("known_classes", "nucleus, 1: frame")
+    tuning.qtbot.keyClick(field, Qt.Key.Key_Return)
+    assert "Number 1 is 'nucleus' already" in tuning.message
+    tuning.type_in("known_classes", "nucleus, frame")
+    tuning.qtbot.keyClick(field, Qt.Key.Key_Return)
+    tuning.until(lambda: tuning.dock.work.project.classes == {1: "nucleus", 2: "frame"})
+    with Project.open(folder, read_only=True) as project:
+        assert project.classes == {1: "nucleus", 2: "frame"}
+    tuning.tiny_budget(2)
+    tuning.click("finetune")
+    tuning.finished()
+
+
+@pytest.mark.parametrize(
+    ("classes", "text"),
+    [
+        ({1: "cell", 2: "nucleus"}, "cell, nucleus"),
+        ({1: "spleen", 4: "liver"}, "1: spleen, 4: liver"),
+        ({1: "small, round", 2: "large"}, '"small, round",large'),
+    ],
+)
+def test_classes_are_typed_as_they_are_shown(classes: dict[int, str], text: str) -> None:
+    assert classes_text(classes) == text
+    assert parse_classes(text) == classes
+
+
+def test_typed_classes_need_numbers_of_their_own() -> None:
+    assert parse_classes(" 4 = liver , bile,, ") == {4: "liver", 5: "bile"}
+    assert parse_classes("") == {}
+    for text in ("1: a, 1: b", "2: a, 1: b, c", "0: nothing"):
+        with pytest.raises(ValueError, match=r"is .* already"):
+            parse_classes(text)

@@ -356,13 +356,13 @@ def test_a_damaged_model_cannot_be_chosen(
 ) -> None:
     from napari_tttunet.session import session
 
-    dock.until(lambda: dock.find("model").count() == 1)
+    dock.until(lambda: dock.find("model").count() == 2)
     (tmp_path / "models" / "broken").mkdir(parents=True)
     monkeypatch.setenv("TTTUNET_MODELS", str(tmp_path / "models"))
     session().models_changed.emit()
-    dock.until(lambda: dock.find("model").count() == 2)
+    dock.until(lambda: dock.find("model").count() == 3)
     assert dock.find("model").currentData() == "nuclei"
-    assert not dock.find("model").model().item(1).isEnabled()
+    assert not dock.find("model").model().item(2).isEnabled()
 
 
 def test_choices_are_remembered(viewer: Any, qtbot: Any) -> None:

@@ -285,3 +285,33 @@ def test_counts_are_those_of_numpy() -> None:
         expected = dict(zip(values.tolist(), counts.tolist(), strict=True))
         expected.pop(0, None)
         assert found == expected
+
+
+def test_the_model_fits_the_scale(viewer: Any, qtbot: Any) -> None:
+    """A volume of a head gets the model of heads, a stack of cells that of cells."""
+    from napari.layers import Layer
+
+    from napari_tttunet.sample_data import hippocampus, ovule_nuclei
+
+    for sample, model in ((hippocampus, "hippocampus-mr"), (ovule_nuclei, "nuclei")):
+        viewer.layers.clear()
+        viewer.add_layer(Layer.create(*sample()[0]))
+        dock = Dock(viewer, qtbot)
+        dock.until(lambda dock=dock, model=model: dock.find("model").currentData() == model)
+        viewer.window.remove_dock_widget(dock.widget.parent())
+
+
+def test_the_shipped_model_of_the_hippocampus(viewer: Any, qtbot: Any) -> None:
+    from napari.layers import Layer
+
+    from napari_tttunet.sample_data import hippocampus
+
+    image, truth = (Layer.create(*one) for one in hippocampus())
+    viewer.add_layer(image)
+    dock = Dock(viewer, qtbot)
+    dock.until(lambda: dock.find("model").currentData() == "hippocampus-mr")
+    found = dock.segment()
+    for value in (1, 2):
+        one, other = found.data == value, truth.data == value
+        assert 2 * (one & other).sum() / (one.sum() + other.sum()) > 0.8
+    np.testing.assert_array_equal(found.extent.world, image.extent.world)

@@ -12,7 +12,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from TTTUNetLib import Forms, Projects
-from TTTUNetLib.FineTuning import FinetuneTask, add_to_library, scores_text, undecided
+from TTTUNetLib.FineTuning import FinetuneTask, add_to_library, undecided
 from TTTUNetLib.Volumes import RequestError
 
 _SETTING = "TTTUNet/project"
@@ -173,7 +173,7 @@ class FineTunePanel:
         self.say("\n".join([_("'{0}' is open.").format(project.name), *project.problems]))
         self.result, self._kept = undecided(project), False
         if self.result is not None:
-            self.ui.scoresLabel.text = scores_text(self.result.result)
+            self._show_scores(self.result.result)
             self.say(_("A training is not decided yet: keep its model, or revert."))
         self.showModels()
         self._showProject()
@@ -335,11 +335,16 @@ class FineTunePanel:
         self.say(_("Keeping the best model"))
         self.update()
 
+    def _show_scores(self, result: dict[str, Any]) -> None:
+        from tttunet.engine.outcome import scores_text
+
+        self.ui.scoresLabel.text = scores_text(result, dim=3)
+
     def onFinished(self, task: FinetuneTask) -> None:
         self.task = None
         if task.state == "done":
             self.result = task
-            self.ui.scoresLabel.text = scores_text(task.result)
+            self._show_scores(task.result)
             self.say(_("Done: keep the new model, or revert."))
             self.host.log(self.ui.scoresLabel.text)
         elif task.state == "failed":

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -179,27 +179,6 @@ def add_to_library(
             then(name if isinstance(event, messages.Done) else "")
 
     client.engine.request(messages.AddModel(str(version.folder), name), hear)
-
-
-def scores_text(result: Mapping[str, Any]) -> str:
-    """Before and after in words, with how many labels they rest on and how certain that is."""
-    before, after = result.get("before"), result.get("after")
-    lines = []
-    if after is not None:
-        count, what = next((after[name], name) for name in ("objects", "pixels") if name in after)
-        scores = " \N{RIGHTWARDS ARROW} ".join(
-            f"{one['score']:.2f}" for one in (before, after) if one is not None
-        )
-        what = "voxels" if what == "pixels" else what
-        lines.append(f"{after['metric']} on held-out corrections: {scores} ({count:,} {what}).")
-    if before is not None and after is not None:
-        low, high = after.get("difference_interval") or (-1.0, 1.0)
-        if low <= -1:
-            lines.append("Too few labels were held out to say how certain that is.")
-        else:
-            sure = "" if low > 0 or high < 0 else ": not certain"
-            lines.append(f"95 % interval of the difference {low:+.2f} to {high:+.2f}{sure}.")
-    return "\n".join([*lines, *result.get("notes", ())])
 
 
 def _create_curve(name: str) -> tuple[Any, Any]:

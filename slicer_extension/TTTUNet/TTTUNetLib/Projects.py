@@ -70,8 +70,6 @@ class Corrected:
         now = np.zeros_like(before)
         for number in self.checked:
             now = vouch_object(self.labels, now, number)
-        if self.box is not None:
-            now[self.box] = 1
         labels = np.where((before > 0) & (now == 0), known, self.labels)
         corrections.write(reference.bounds, labels, before | now)
         if self.box is not None:
