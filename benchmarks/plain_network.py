@@ -19,7 +19,7 @@ from tttunet.networks import plain_unet, ttt_unet
 
 def use_plain_operators() -> None:
     """Replace the fast layers of this process by plain ones, for good."""
-    residual._WinogradWhereFaster.forward = _convolve
+    residual._FasterOnCPUs.forward = _convolve
     residual._MatrixProduct.forward = _convolve
     for up, transposed in (
         (residual.UpConv2d, nn.ConvTranspose2d),

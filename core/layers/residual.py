@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tttunet import kernels
-from tttunet.kernels import cpu_norm, cpu_transposed, cpu_winograd
+from tttunet.kernels import cpu_norm, cpu_transposed, cpu_weight_gradient, cpu_winograd
 from tttunet.layers.upsampled import convolve_upsampled, pays, project_upsampled
 
 NEGATIVE_SLOPE = 0.01
@@ -73,7 +73,7 @@ class InstanceNorm3d(_NormWithActivation, nn.InstanceNorm3d):
     """[batch, C, D, H, W], affine."""
 
 
-class _WinogradWhereFaster:
+class _FasterOnCPUs:
     """A convolution whose output has the input's size divided by the stride."""
 
     weight: Any
@@ -86,6 +86,8 @@ class _WinogradWhereFaster:
         plain = self.groups == 1 and all(step == 1 for step in self.stride)
         if plain and cpu_winograd.pays(x, self.weight):
             return cpu_winograd.convolution(x, self.weight, bias)
+        if plain and cpu_weight_gradient.pays(x, self.weight):
+            return cpu_weight_gradient.convolution(x, self.weight, bias)
         return self._conv_forward(x, self.weight, bias)  # type: ignore[attr-defined]
 
     def before_norm(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -100,11 +102,11 @@ class _WinogradWhereFaster:
         return 0 * self.bias if torch.is_grad_enabled() else None
 
 
-class SameConv2d(_WinogradWhereFaster, nn.Conv2d):
+class SameConv2d(_FasterOnCPUs, nn.Conv2d):
     """[batch, C, H, W] -> [batch, outputs, H / stride, W / stride]."""
 
 
-class SameConv3d(_WinogradWhereFaster, nn.Conv3d):
+class SameConv3d(_FasterOnCPUs, nn.Conv3d):
     """[batch, C, D, H, W] -> [batch, outputs, D / stride, H / stride, W / stride]."""
 
 
