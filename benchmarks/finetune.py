@@ -36,6 +36,7 @@ import torch
 from record import write_result
 
 from tttunet.models.model import Model, load_model
+from tttunet.training import defaults
 from tttunet.training.checkpoint import CHECKPOINT_NAME
 from tttunet.training.dataset import open_dataset
 from tttunet.training.finetune import finetune
@@ -212,6 +213,7 @@ class Benchmark:
             "load": round(os.getloadavg()[1], 1),
             "blend": result.settings["settings"]["blend"],
             "steps": result.model.config.card.training["steps"],
+            "minutes": result.model.config.card.training["minutes"],
             "best_step": result.best_step,
             "held_out_before": result.before and result.before["score"],
             "held_out_after": result.after and result.after["score"],
@@ -308,6 +310,12 @@ def main() -> None:
     parser.add_argument("--k", nargs="+", type=int, default=[1, 3, 5])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="instead of the defaults by the data")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=defaults.MINUTES,
+        help="limit of a fine-tuning; longer where other work runs beside it",
+    )
     parser.add_argument("--test", type=int, help="at most so many images to test on")
     parser.add_argument("--forgetting", type=int, default=79, help="images of dsb2018 val")
     parser.add_argument("--device", default="auto")
@@ -320,6 +328,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.k, options.seeds, options.test, options.forgetting = [1], [0], 2, 8
+    defaults.MINUTES = options.minutes
     benchmark = Benchmark(options)
     if options.train_without:
         benchmark.train_without(options.train_without)

@@ -167,7 +167,7 @@ def _run(inner: str, arguments: Arguments, settings: Settings, backend: Backend)
     q, _, _, _, coefficient, *_ = arguments
     usable = available_backends(q.device)
     if backend == "auto":
-        chosen = fused_backend(inner, q, coefficient) or "dual"
+        chosen = fused_backend(q, coefficient) or "dual"
     elif backend in usable:
         chosen = backend
     elif backend in get_args(Backend):

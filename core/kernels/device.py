@@ -28,22 +28,14 @@ def available_backends(device: torch.device | str) -> tuple[str, ...]:
     return backends
 
 
-def fused_backend(inner: str, q: Tensor, coefficient: Tensor) -> str | None:
+def fused_backend(q: Tensor, coefficient: Tensor) -> str | None:
     """The fused backend for these tensors, or None where only PyTorch's operators serve."""
     first = available_backends(q.device)[0]
     if first == "cpu":
         return first
     d = q.shape[-1]
     fits = d <= MAX_TRITON_HEAD_DIM and len(coefficient) <= MAX_TRITON_MINI_BATCH
-    if inner == "mlp" and d <= 16 and _is_blackwell():
-        # Triton 3.7 does not compile this backward for its matrix unit.
-        fits = False
     return first if first == "triton" and fits and q.dtype != torch.float64 else None
-
-
-@functools.cache
-def _is_blackwell() -> bool:
-    return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 10
 
 
 @functools.cache

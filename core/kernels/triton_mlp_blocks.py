@@ -65,9 +65,10 @@ class Sizes:
         # By trial: nothing spills with these. The three tf32 products that make one of fp32 want
         # twice the registers for operands, and products of few different shapes fewer addresses.
         full = dtype == torch.float32
-        block = min(32 if D == 32 else 64, padded(m))
+        # Two blocks at least: Triton 3.7 does not compile the backward pass of one for sm_100.
+        block = max(16, min(32 if D == 32 else 64, padded(m) // 2))
         step = min(32 if D == 64 and not full else 16, N)
-        return cls(mini_batch, N, d, D, m, -(-m // block) * block, block, rows, step)
+        return cls(mini_batch, N, d, D, m, max(2, -(-m // block)) * block, block, rows, step)
 
     @property
     def tile(self) -> int:

@@ -18,6 +18,9 @@ BATCH_SIZE = {2: 4, 3: 2}
 FIRST_STEPS, FURTHER_STEPS, MOST_STEPS = 120, 20, 400
 #: More of them where the head is new, or everything.
 NEW_HEAD, FROM_SCRATCH = 1.25, 5.0
+#: Minutes after which a slow machine ends it, of so many steps as five parts and a new head need;
+#: more steps have more. The learning rate falls in time.
+MINUTES, MINUTES_STEPS = 2.0, 250
 #: Learning rates of weights that know something and of fresh ones: at 1e-3, a network that knew
 #: something forgot more on the way than it learnt.
 KNOWN_RATE, FRESH_RATE = 5e-4, 1e-3
@@ -41,9 +44,10 @@ def choose_settings(
 ) -> TrainConfig:
     """Settings of a fine-tuning.
 
-    The amount of labels decides the number of steps, the kind of start the learning rates. All
-    weights move, however few the labels are: the blend and the earlier data hold on to what was
-    known.
+    The amount of labels decides the number of steps, the kind of start the learning rates. Nobody
+    waits more than two minutes for what five regions teach: machines too slow for the steps make
+    fewer. All weights move, however few the labels are: the blend and the earlier data hold on to
+    what was known.
 
     Args:
         config: of the model to start from.
@@ -63,11 +67,15 @@ def choose_settings(
     steps = min(MOST_STEPS, FIRST_STEPS + FURTHER_STEPS * (parts - 1))
     steps = round(steps * (FROM_SCRATCH if from_scratch else NEW_HEAD if new_head else 1.0))
     given = {name: value for name, value in (chosen or {}).items() if value is not None}
+    minutes = None
     if "steps" not in given and "max_minutes" in given:
         given["steps"] = None
+    elif "steps" not in given and not from_scratch:
+        minutes = MINUTES * max(1.0, steps / MINUTES_STEPS)
     settings = {
         "batch_size": BATCH_SIZE[dim],
         "steps": steps,
+        "max_minutes": minutes,
         "learning_rate": FRESH_RATE if new_head or from_scratch else KNOWN_RATE,
         # The old body keeps its own pace under a fresh head.
         "body_rate": KNOWN_RATE / FRESH_RATE if new_head and not from_scratch else 1.0,

@@ -163,7 +163,7 @@ def finetune(
             the model beside which it lies.
         seed: decides what is held out, the order and the augmentation.
         max_minutes, steps: the budget; whichever is used up first ends the training. If neither
-            is given, steps by the amount of data.
+            is given, steps by the amount of data, in two minutes or a little more.
         parts: which weights move: `all`, `decoder`, `head`, or `auto`, which is all of them,
             however few the labels are: blending and replay keep what was known.
         learning_rate: initial; None: by the kind of start.

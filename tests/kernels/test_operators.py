@@ -178,9 +178,7 @@ def test_triton_runs_what_it_can_take_on_gpus():
         with FakeTensorMode():
             q = torch.empty(1, 2, 100, d, dtype=dtype, device="cuda")
             coefficient = torch.empty(mini_batch, device="cuda")
-            linear, mlp = (fused_backend(inner, q, coefficient) for inner in ("linear", "mlp"))
-        assert linear == mlp
-        return linear
+            return fused_backend(q, coefficient)
 
     assert choice(128, 64) == "triton"
     assert choice(129, 64) is None

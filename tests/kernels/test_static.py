@@ -74,12 +74,6 @@ def check_ttt(inner: str, d: int, dtype: str, target: str, tokens: int = 4096, *
             assert_resources(launch, report, d, dtype)
 
 
-#: `fused_backend` does not choose it there.
-NOT_COMPILED = pytest.mark.xfail(
-    reason="Triton 3.7 fails on TTT-MLP's backward at d <= 16 for sm_100", strict=False
-)
-
-
 def cases() -> list:
     """(inner, d, dtype, target); a few of them in the fast tests."""
     combinations = [(d, dtype) for d in (8, 32, 64) for dtype in ("bf16", "fp32")]
@@ -89,8 +83,7 @@ def cases() -> list:
         pytest.param(
             *case,
             id="-".join(map(str, case)),
-            marks=[pytest.mark.slow] * (case not in fast)
-            + [NOT_COMPILED] * ((inner, d, target) == ("mlp", 8, "sm_100")),
+            marks=[pytest.mark.slow] * (case not in fast),
         )
         for inner in ("linear", "mlp")
         for target in TARGETS

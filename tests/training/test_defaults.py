@@ -53,6 +53,15 @@ def test_the_user_decides():
     assert choose_settings(make_config(), 5, new_head=True, chosen=chosen).blend == 1.0
 
 
+@pytest.mark.parametrize("parts", [1, 5, 1000])
+def test_nobody_waits_long(parts):
+    config = make_config()
+    settings = choose_settings(config, parts, new_head=True)
+    assert settings.max_minutes == pytest.approx(2.0 if parts <= 5 else 4.0)
+    assert choose_settings(config, parts, chosen={"steps": 900}).max_minutes is None
+    assert choose_settings(config, parts, from_scratch=True).max_minutes is None
+
+
 def test_minutes_alone_end_the_training():
     timed = choose_settings(make_config(), 2, chosen={"max_minutes": 1.5, "steps": None})
     assert (timed.steps, timed.max_minutes) == (None, 1.5)
