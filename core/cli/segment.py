@@ -237,6 +237,9 @@ def _run_jobs(
 
         try:
             result = segment_file(job, model, progress=update, **settings)
+        except KeyboardInterrupt:
+            bar.note(f"Stopped: {index - len(failures)} of {len(jobs)} images are segmented.")
+            raise
         except Exception as error:
             if debug and not isinstance(error, TTTUNetError):
                 raise

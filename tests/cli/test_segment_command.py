@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image as Pillow
 from films import frame, write_video
 from tttunet.errors import OutputError
 from tttunet.imaging import Image, load_image, load_labels, save_labels
+from tttunet.inference import files
 from tttunet.models.model import Model
 
 from .conftest import Run, tiny_model
@@ -44,6 +46,22 @@ def test_one_file_to_one_file_with_overlay_and_table(run: Run, tmp_path: Path, i
     areas = np.bincount(labels.array.ravel())[1:]
     assert [int(row["area_px"]) for row in rows] == areas.tolist()
     assert len(list((tmp_path / "new").iterdir())) == 3
+
+
+def test_ctrl_c_tells_what_is_done(run: Run, tmp_path: Path, instance_model, monkeypatch):
+    images = [write_png(tmp_path / f"{name}.png") for name in "ab"]
+    original = files.load_input
+
+    def press_in_the_second_image(path: Path, *arguments, **options):
+        if path == images[1]:
+            signal.raise_signal(signal.SIGINT)
+        return original(path, *arguments, **options)
+
+    monkeypatch.setattr(files, "load_input", press_in_the_second_image)
+    ran = run("segment", *images, "-m", instance_model, "-o", tmp_path / "out")
+    assert ran.code == 130
+    assert "Stopped: 1 of 2 images are segmented." in ran.err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_labels.ome.tif"]
 
 
 def test_the_adaptation_map_is_a_file_of_its_own(run: Run, tmp_path: Path):
