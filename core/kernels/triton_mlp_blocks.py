@@ -65,8 +65,8 @@ class Sizes:
         # By trial: nothing spills with these. The three tf32 products that make one of fp32 want
         # twice the registers for operands, and products of few different shapes fewer addresses.
         full = dtype == torch.float32
-        # Two blocks at least: Triton 3.7 does not compile the backward pass of one for sm_100.
-        block = max(16, min(32 if D == 32 else 64, padded(m) // 2))
+        # Two blocks of 32 at least: what is smaller, Triton 3.7 does not compile for sm_100.
+        block = 32 if D == 32 or m <= 64 else 64
         step = min(32 if D == 64 and not full else 16, N)
         return cls(mini_batch, N, d, D, m, max(2, -(-m // block)) * block, block, rows, step)
 
