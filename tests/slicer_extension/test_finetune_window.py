@@ -18,7 +18,7 @@ from PySide6 import QtCore  # noqa: E402
 
 from slicer_nodes import add_volume, labels_of, noise  # noqa: E402
 from slicer_window import Window, choose  # noqa: E402
-from TTTUNetLib import Results  # noqa: E402
+from TTTUNetLib import FineTuning, Results  # noqa: E402
 
 CHECKED = QtCore.Qt.CheckState.Checked
 
@@ -74,8 +74,8 @@ def prepare(window: Window, folder: Path) -> list[Any]:
 def begin(window: Window, points: int = 1) -> Any:
     """A training with some points of its curve."""
     window.click(window.ui.finetuneButton)
+    window.until(lambda: window.widget.panel.task is not None)
     task = window.widget.panel.task
-    assert task is not None
     table = task.tableNode
     window.until(lambda: table.GetNumberOfRows() >= points or task.finished)
     assert task.state == "running", task.error
@@ -130,6 +130,51 @@ def test_corrections_are_learnt_stopped_kept_and_reverted(window: Window, tmp_pa
     assert ui.modelSelector.itemData(ui.modelSelector.currentIndex) == "organs"
     assert ui.scoresLabel.text == ""
     assert not ui.revertButton.enabled
+
+
+def test_what_is_not_decided_is_lost_only_if_the_user_agrees(
+    window: Window, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[str] = []
+    answers = [False, True]
+
+    def ask(text: str) -> bool:
+        asked.append(text)
+        return answers.pop(0)
+
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", ask, raising=False)
+    prepare(window, tmp_path / "livers")
+    panel = window.widget.panel
+    interrupted = panel.project.new_run()  # as napari leaves it when the computer goes down
+    (interrupted / "training").mkdir()
+    (interrupted / "training" / "checkpoint.pt").write_bytes(b"much")
+    run = {"folder": interrupted.name, "model": "organs", "options": {}}
+    panel.project.set_setting("run", run)
+    for _ in range(2):  # close it, and open it again
+        window.click(window.ui.projectButton)
+        window.until(lambda: not panel.busy)
+    assert "napari plugin can go on with it" in told(window)
+
+    window.click(window.ui.finetuneButton)
+    assert "begin anew?" in asked[0]
+    assert not panel.busy
+    assert panel.project.settings["run"] == run
+    begin(window)
+    assert len(asked) == 2
+    assert not interrupted.exists()
+    assert "run" not in panel.project.settings
+    window.click(window.ui.finetuneButton)
+
+
+@pytest.mark.parametrize("name", ["..", ".", "/"])
+def test_run_that_is_no_folder_of_a_run_is_not_deleted(
+    name: str, scene: Any, logic: Any, tmp_path: Path
+):
+    with logic.client.open_project(tmp_path / "livers", ("liver",)) as project:
+        kept = project.new_run()
+        project.set_setting("run", {"folder": name, "model": "organs", "options": {}})
+        FineTuning.put_away(project)
+        assert kept.is_dir()
 
 
 @pytest.mark.slow

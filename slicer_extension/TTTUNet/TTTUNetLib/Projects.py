@@ -71,7 +71,8 @@ class Corrected:
         for number in self.checked:
             now = vouch_object(self.labels, now, number)
         labels = np.where((before > 0) & (now == 0), known, self.labels)
-        corrections.write(reference.bounds, labels, before | now)
+        own = corrections.own(reference.bounds) | (now > 0)
+        corrections.write(reference.bounds, labels, before | now, own)
         if self.box is not None:
             bounds = tuple((along.start, along.stop) for along in self.box)
             corrections.complete(Region(bounds), self.labels[self.box])
