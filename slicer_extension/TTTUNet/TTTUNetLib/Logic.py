@@ -1,7 +1,7 @@
 """What the module does, without a window; in Slicer's Python console:
 
     from TTTUNet import TTTUNetLogic
-    task = TTTUNetLogic().segment(volumeNode, model="nuclei", waitForCompletion=True)
+    task = TTTUNetLogic().segment(volumeNode, model="hippocampus-mr", waitForCompletion=True)
     task.segmentationNode
 
 All nodes, tasks and callbacks belong to the main thread.
@@ -142,7 +142,7 @@ class TTTUNetLogic:
     def segment(
         self,
         volumeNode: Any,
-        model: str = "nuclei",
+        model: str = "hippocampus-mr",
         *,
         device: str = "auto",
         mirror: bool = False,
@@ -210,7 +210,7 @@ class TTTUNetLogic:
         self,
         folder: str | Path,
         output: str | Path,
-        model: str = "nuclei",
+        model: str = "hippocampus-mr",
         *,
         device: str = "auto",
         mirror: bool = False,
