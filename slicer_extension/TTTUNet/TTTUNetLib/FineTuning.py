@@ -13,6 +13,7 @@ from typing import Any
 
 import slicer
 import vtk
+from slicer.i18n import tr as _
 
 from TTTUNetLib.EngineClient import EngineClient
 from TTTUNetLib.Tasks import Task
@@ -62,7 +63,7 @@ class FinetuneTask(Task):
             self.control.write_text("stop", encoding="utf-8")
             self.stopping = True
         except OSError as error:
-            raise RequestError(f"The engine cannot be told: {error}.") from error
+            raise RequestError(_("The engine cannot be told: {0}.").format(error)) from error
 
     def keep(self) -> Any:
         """Make the new model the project's next version. Not called: the old one stays.

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import slicer
+from slicer.i18n import tr as _
 
 from TTTUNetLib import Batches, FineTuning, Maps, Results
 from TTTUNetLib.Batches import FolderTask
@@ -180,7 +181,9 @@ class TTTUNetLogic:
         """
         if volumeNode is not None and volumeNode.IsA(_SEQUENCE):
             if roiNode is not None:
-                raise RequestError("A sequence is segmented as a whole.", "Remove the region.")
+                raise RequestError(
+                    _("A sequence is segmented as a whole."), _("Remove the region.")
+                )
             image = read_sequence(volumeNode)
         else:
             image = read_volume(volumeNode)
@@ -306,7 +309,7 @@ class TTTUNetLogic:
             if task.finished:
                 return
             if isinstance(found, Exception):
-                task.fail(f"The labels cannot be read: {found}.")
+                task.fail(_("The labels cannot be read: {0}.").format(found))
             elif task.volumeNode.GetScene() is not slicer.mrmlScene:
                 task.cancel()  # the volume was deleted: where would its labels go?
             else:
@@ -315,7 +318,9 @@ class TTTUNetLogic:
                 except Exception as error:  # else it would seem to run for ever
                     for node in task.nodes:
                         slicer.mrmlScene.RemoveNode(node)
-                    task.fail(f"The result cannot be shown: {error}.", traceback.format_exc())
+                    task.fail(
+                        _("The result cannot be shown: {0}.").format(error), traceback.format_exc()
+                    )
                 else:
                     task.finish("done")
 
