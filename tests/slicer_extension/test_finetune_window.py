@@ -315,6 +315,32 @@ def test_checked_segments_are_vouched_for_and_follow_segment_editor(
     assert ui.imageSelector.count == 0
 
 
+def test_new_segment_becomes_a_class_if_the_user_agrees(
+    window: Window, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[str] = []
+    answers = [False, True]
+
+    def ask(text: str) -> bool:
+        asked.append(text)
+        return answers.pop(0)
+
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", ask, raising=False)
+    _, segmentation = add_corrected(0)
+    window.ui.segmentationSelector.setCurrentNode(segmentation)
+    open_project(window, tmp_path / "livers")
+    window.ui.completeSelector.setCurrentNode(everything())
+    segmentation.GetSegmentation().AddEmptySegment("", "tumour")
+    save(window, segmentation)
+    project = window.widget.panel.project
+    assert "no class tumour" in asked[0]
+    assert "no class of the project" in told(window)
+    assert (project.classes, project.images) == ({1: "liver"}, ())
+    save(window, segmentation)
+    assert project.classes == {1: "liver", 2: "tumour"}
+    assert window.ui.projectLabel.text.startswith("liver, tumour. Images: 1.")
+
+
 @pytest.mark.slow
 def test_what_cannot_be_saved_or_opened_is_said(window: Window, tmp_path: Path):
     ui = window.ui
@@ -332,10 +358,6 @@ def test_what_cannot_be_saved_or_opened_is_said(window: Window, tmp_path: Path):
     open_project(window, tmp_path / "livers")
     save(window, segmentation)
     assert "Nothing is said to be right" in told(window)
-    _, other = add_corrected(1, ("heart",))
-    ui.completeSelector.setCurrentNode(everything())
-    save(window, other)
-    assert "no class of the project" in told(window)
     assert not ui.finetuneButton.enabled, "there is nothing to learn yet"
     second = Window()
     second.until(lambda: second.ui.projectButton.enabled)

@@ -205,6 +205,13 @@ def test_surfaces_and_no_table_if_so_chosen(window: Window):
     (node,) = slicer.util.getNodesByClass(SEGMENTATIONS)
     assert node.GetSegmentation().ContainsRepresentation("Closed surface")
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLTableNode") == 0
+    window.ui.show3DCheckBox.click()
+    assert not node.GetDisplayNode().GetVisibility3D()
+    window.ui.show3DCheckBox.click()
+    assert node.GetDisplayNode().GetVisibility3D()
+    slicer.mrmlScene.RemoveNode(node)
+    window.ui.show3DCheckBox.click()  # there is nothing to show any more
+    assert window.widget._result is None
 
 
 def test_engine_is_adopted_and_forgotten(

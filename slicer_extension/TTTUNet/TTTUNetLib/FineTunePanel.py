@@ -255,11 +255,13 @@ class FineTunePanel:
         """Put what is said to be right into the project."""
         self.onSegmentation()
         project, volume = self.project, self._volume()
+        segmentation = self.ui.segmentationSelector.currentNode()
         try:
+            self._offerClasses(segmentation)
             found = Projects.read_corrections(
                 project,
                 volume,
-                self.ui.segmentationSelector.currentNode(),
+                segmentation,
                 self.ui.completeSelector.currentNode(),
                 self._checked(),
             )
@@ -272,6 +274,13 @@ class FineTunePanel:
             self._showProject()
 
         self._work(lambda: found.store(project), saved)
+
+    def _offerClasses(self, segmentation: Any) -> None:
+        """Add segments that are no classes yet to the project, if the user agrees."""
+        names = Projects.new_classes(self.project, segmentation)
+        question = _("The project has no class {0}. Add it, so that it is learnt, too?")
+        if names and slicer.util.confirmOkCancelDisplay(question.format(", ".join(names))):
+            Projects.add_classes(self.project, names)
 
     def onLoad(self, *_args: Any) -> None:
         """Make nodes of an image of the project and its corrections."""

@@ -300,9 +300,12 @@ class Installer:
         try:
             command = [program, "-c", _USABLE]
             done = subprocess.run(
-                command, env=_variables(self._variables), capture_output=True, timeout=_PROBE_TIMEOUT,
+                command,
+                env=_variables(self._variables),
+                capture_output=True,
+                timeout=_PROBE_TIMEOUT,
                 check=False,
-            )  # fmt: skip
+            )
         except (OSError, subprocess.TimeoutExpired):
             return False
         return done.returncode == 0

@@ -169,6 +169,29 @@ def read_corrections(
     )
 
 
+def new_classes(project: Any, segmentation: Any) -> list[str]:
+    """Names of segments that are no classes of a project yet."""
+    known = set(project.classes.values())
+    content = segmentation.GetSegmentation()
+    names = [content.GetNthSegment(n).GetName() for n in range(content.GetNumberOfSegments())]
+    return [name for name in dict.fromkeys(names) if name not in known]
+
+
+def add_classes(project: Any, names: Sequence[str]) -> None:
+    """Give a project more classes; those that it has keep their numbers.
+
+    Raises:
+        RequestError: a name is empty, or the project cannot be written to.
+    """
+    from tttunet.errors import TTTUNetError
+
+    classes = project.classes
+    try:
+        project.update(classes={**classes, **dict(enumerate(names, max(classes) + 1))})
+    except TTTUNetError as error:
+        raise RequestError(error.message, error.hint) from error
+
+
 def _image_of(project: Any, volume: Any) -> tuple[Any, int]:
     """The project's image that a volume was opened from, and the order of its slices here.
 
