@@ -166,6 +166,22 @@ def test_what_is_not_decided_is_lost_only_if_the_user_agrees(
     window.click(window.ui.finetuneButton)
 
 
+def test_undecided_model_is_found_where_the_project_was_moved_to(
+    scene: Any, logic: Any, tmp_path: Path
+):
+    with logic.client.open_project(tmp_path / "livers", ("liver",)) as project:
+        folder = project.new_run()
+        result = {"folder": f"/elsewhere/livers/runs/{folder.name}/training/model"}
+        run = {"folder": folder.name, "model": "organs", "options": {}, "result": result}
+        project.set_setting("run", run)
+        assert FineTuning.undecided(project) is None
+        (folder / "training" / "model").mkdir(parents=True)
+        found = FineTuning.undecided(project)
+        assert found is not None
+        assert found.result["folder"] == str(folder / "training" / "model")
+        assert found.folder == folder
+
+
 @pytest.mark.parametrize("name", ["..", ".", "/"])
 def test_run_that_is_no_folder_of_a_run_is_not_deleted(
     name: str, scene: Any, logic: Any, tmp_path: Path

@@ -139,13 +139,17 @@ def undecided(project: Any) -> FinetuneTask | None:
     """The training of a project whose model was neither kept nor reverted, whoever ran it."""
     run = _remembered(project)
     result = run.get("result") if run is not None else None
-    if run is None or not isinstance(result, dict) or not Path(str(result.get("folder"))).is_dir():
+    if run is None or not isinstance(result, dict):
+        return None
+    folder, found = _folder_of(project, run), Path(str(result.get("folder")))
+    if not found.is_dir():  # the project was moved
+        found = folder / TRAINING / found.name
+    if not found.is_dir():
         return None
     reference = str(run["model"])
     model = str(project.folder / reference) if reference.startswith("models/") else reference
-    control = _folder_of(project, run) / CONTROL
-    task = FinetuneTask(project=project, model=model, control=control, state="done")
-    task.result = result
+    task = FinetuneTask(project=project, model=model, control=folder / CONTROL, state="done")
+    task.result = {**result, "folder": str(found)}
     return task
 
 
