@@ -51,7 +51,8 @@ test-slicer-fast: setup .venv-slicer ## the same without those that take long
 .venv-slicer: setup
 	test -x .venv-slicer/bin/python || .venv/bin/python -m venv .venv-slicer
 	.venv-slicer/bin/python -m pip install -q "pip>=25.1"
-	.venv-slicer/bin/python -m pip install -q --group slicer-test
+	.venv-slicer/bin/python -m pip install -q $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) --group slicer-test
+	.venv-slicer/bin/python -c "import slicer"
 
 lint: setup ## check style and formatting
 	$(RUN) ruff check .

@@ -1,12 +1,21 @@
-"""What the application sets up and the package `slicer-core` does not: scene, logics, cache."""
+"""What the application sets up and the package `slicer-core` does not: scene, logics, cache, texts.
+
+To be imported before TTTUNetLib.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import slicer
+
+_texts = ModuleType("slicer.i18n")
+_texts.tr = lambda text: text  # type: ignore[attr-defined]
+_texts.translate = lambda context, text: text  # type: ignore[attr-defined]
+sys.modules[_texts.__name__] = _texts
 
 
 def set_up(cache_folder: Path) -> Any:

@@ -248,9 +248,6 @@ def install() -> None:
     module.ScriptedLoadableModule = _Module  # type: ignore[attr-defined]
     module.ScriptedLoadableModuleTest = _ModuleTest  # type: ignore[attr-defined]
     module.ScriptedLoadableModuleWidget = _ModuleWidget  # type: ignore[attr-defined]
-    texts = types.ModuleType("slicer.i18n")
-    texts.tr = lambda text: text  # type: ignore[attr-defined]
-    texts.translate = lambda context, text: text  # type: ignore[attr-defined]
-    sys.modules |= {"qt": qt, "ctk": ctk, module.__name__: module, texts.__name__: texts}
+    sys.modules |= {"qt": qt, "ctk": ctk, module.__name__: module}
     slicer.util.loadUI = _load_ui
     slicer.util.childWidgetVariables = _child_variables

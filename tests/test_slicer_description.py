@@ -115,7 +115,7 @@ def test_broken_pictures_and_forms_are_found(tool: Any, copy: Path):
 
 
 def test_slicers_python_needs_nothing_but_numpy():
-    allowed = {*sys.stdlib_module_names, "numpy", "slicer", "vtk", "qt", "ctk"}
+    allowed = {*sys.stdlib_module_names, "numpy", "slicer", "vtk", "qt", "ctk", "SampleData"}
     allowed |= {"TTTUNetLib", "tttunet"}  # tttunet is read from the worker's environment
     found = {
         f"{path.name}: {name}"
@@ -125,6 +125,29 @@ def test_slicers_python_needs_nothing_but_numpy():
         if name.partition(".")[0] not in allowed
     }
     assert found == set()
+
+
+def test_what_the_user_is_told_can_be_translated():
+    found = {
+        f"{path.name}:{text.lineno}"
+        for path in (REPOSITORY / "slicer_extension").rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call)
+        for text in call.args[: {"RequestError": 2, "say": 1, "addItem": 1}.get(_name(call), 0)]
+        if _has_words(text)
+    }
+    assert found == set()
+
+
+def _name(call: ast.Call) -> str:
+    return getattr(call.func, "id", "") or getattr(call.func, "attr", "")
+
+
+def _has_words(text: ast.AST) -> bool:
+    """It is a text with words of its own, apart from the values of a format."""
+    parts = text.values if isinstance(text, ast.JoinedStr) else [text]
+    plain = [str(part.value) for part in parts if isinstance(part, ast.Constant)]
+    return any(letter.isalpha() for part in plain for letter in part)
 
 
 def _imported(node: ast.AST) -> list[str]:

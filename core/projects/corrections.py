@@ -300,7 +300,7 @@ class Corrections:
             self._tell(str(error))
 
     def complete(self, region: Region, labels: np.ndarray, own: np.ndarray | None = None) -> int:
-        """Vouch for everything in a region, and remember the region.
+        """Vouch for everything in a region, and remember the region, once.
 
         Args:
             region: where.
@@ -331,7 +331,8 @@ class Corrections:
             own = known if own is None else np.where(mask, own, known)
             merged = np.where(mask, labels, old_labels)
             written = self.write(bounds, merged, (marks != 0) | mask, own)
-            self._save_regions([*self.regions, Region(bounds, region.polygon)])
+            region = Region(bounds, region.polygon)
+            self._save_regions([*(one for one in self.regions if one != region), region])
         return written
 
     def remove_region(self, number: int) -> int:

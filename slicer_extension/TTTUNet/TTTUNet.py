@@ -9,6 +9,7 @@ from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import ScriptedLoadableModule, ScriptedLoadableModuleTest
 
+from TTTUNetLib import Samples
 from TTTUNetLib.Logic import TTTUNetLogic
 from TTTUNetLib.SelfTest import segmentDiscs
 from TTTUNetLib.Widget import TTTUNetWidget
@@ -30,12 +31,14 @@ class TTTUNet(ScriptedLoadableModule):
             "volume and a model, and press Apply: the result is a segmentation on the volume's "
             "grid. The network runs in a Python environment of its own, which the section Engine "
             "installs; Slicer's Python is not changed. From Python: "
-            "TTTUNetLogic().segment(volumeNode, model='nuclei', waitForCompletion=True)."
+            "TTTUNetLogic().segment(volumeNode, model='hippocampus-mr', waitForCompletion=True)."
         )
         parent.acknowledgementText = _(
             "The method is TTT-UNet by Zhou et al. (github.com/rongzhou7/TTT-Unet); this is an "
             "implementation of its own."
         )
+        # The module Sample Data may be loaded after this one.
+        slicer.app.connect("startupCompleted()", Samples.register)
 
 
 class TTTUNetTest(ScriptedLoadableModuleTest):

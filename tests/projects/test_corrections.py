@@ -195,6 +195,18 @@ def test_removed_region_keeps_what_another_one_covers(project: Project, blank):
         corrections.remove_region(1)
 
 
+def test_a_region_that_is_completed_again_is_one_region(project: Project, blank, reopen):
+    corrections = project.corrections(blank.id)
+    first, second = Region(((0, 20), (0, 20))), Region(((10, 30), (15, 35)))
+    for region in (first, second, first):
+        corrections.complete(region, np.zeros((20, 20), np.int32))
+    corrections = reopen(project).corrections(blank.id)
+    assert corrections.regions == [second, first]
+    for _ in range(2):
+        corrections.remove_region(0)
+    assert corrections.summary().vouched_pixels == 0
+
+
 def test_a_removed_region_leaves_what_was_vouched_for_on_its_own(project: Project, blank, reopen):
     corrections = project.corrections(blank.id)
     before, within, region = ((5, 9), (5, 9)), ((14, 16), (14, 16)), Region(((0, 20), (0, 260)))

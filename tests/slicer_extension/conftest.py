@@ -24,6 +24,7 @@ PYTHON = os.environ.get("TTTUNET_PYTHON", "")
 
 if AVAILABLE:
     sys.path.insert(0, str(MODULE))
+    from slicer_application import set_up
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,8 +39,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def application(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What the application sets up and the package `slicer-core` does not."""
-    from slicer_application import set_up
-
     return set_up(tmp_path_factory.mktemp("cache"))
 
 

@@ -18,7 +18,7 @@ from PySide6 import QtCore  # noqa: E402
 
 from slicer_nodes import add_volume, labels_of, noise  # noqa: E402
 from slicer_window import Window, choose  # noqa: E402
-from TTTUNetLib import Results  # noqa: E402
+from TTTUNetLib import FineTuning, Results  # noqa: E402
 
 CHECKED = QtCore.Qt.CheckState.Checked
 
@@ -74,8 +74,8 @@ def prepare(window: Window, folder: Path) -> list[Any]:
 def begin(window: Window, points: int = 1) -> Any:
     """A training with some points of its curve."""
     window.click(window.ui.finetuneButton)
+    window.until(lambda: window.widget.panel.task is not None)
     task = window.widget.panel.task
-    assert task is not None
     table = task.tableNode
     window.until(lambda: table.GetNumberOfRows() >= points or task.finished)
     assert task.state == "running", task.error
@@ -130,6 +130,67 @@ def test_corrections_are_learnt_stopped_kept_and_reverted(window: Window, tmp_pa
     assert ui.modelSelector.itemData(ui.modelSelector.currentIndex) == "organs"
     assert ui.scoresLabel.text == ""
     assert not ui.revertButton.enabled
+
+
+def test_what_is_not_decided_is_lost_only_if_the_user_agrees(
+    window: Window, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[str] = []
+    answers = [False, True]
+
+    def ask(text: str) -> bool:
+        asked.append(text)
+        return answers.pop(0)
+
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", ask, raising=False)
+    prepare(window, tmp_path / "livers")
+    panel = window.widget.panel
+    interrupted = panel.project.new_run()  # as napari leaves it when the computer goes down
+    (interrupted / "training").mkdir()
+    (interrupted / "training" / "checkpoint.pt").write_bytes(b"much")
+    run = {"folder": interrupted.name, "model": "organs", "options": {}}
+    panel.project.set_setting("run", run)
+    for _ in range(2):  # close it, and open it again
+        window.click(window.ui.projectButton)
+        window.until(lambda: not panel.busy)
+    assert "napari plugin can go on with it" in told(window)
+
+    window.click(window.ui.finetuneButton)
+    assert "begin anew?" in asked[0]
+    assert not panel.busy
+    assert panel.project.settings["run"] == run
+    begin(window)
+    assert len(asked) == 2
+    assert not interrupted.exists()
+    assert "run" not in panel.project.settings
+    window.click(window.ui.finetuneButton)
+
+
+def test_undecided_model_is_found_where_the_project_was_moved_to(
+    scene: Any, logic: Any, tmp_path: Path
+):
+    with logic.client.open_project(tmp_path / "livers", ("liver",)) as project:
+        folder = project.new_run()
+        result = {"folder": f"/elsewhere/livers/runs/{folder.name}/training/model"}
+        run = {"folder": folder.name, "model": "organs", "options": {}, "result": result}
+        project.set_setting("run", run)
+        assert FineTuning.undecided(project) is None
+        (folder / "training" / "model").mkdir(parents=True)
+        found = FineTuning.undecided(project)
+        assert found is not None
+        assert found.result["folder"] == str(folder / "training" / "model")
+        assert found.folder == folder
+
+
+@pytest.mark.parametrize("name", ["..", ".", "/"])
+def test_run_that_is_no_folder_of_a_run_is_not_deleted(
+    name: str, scene: Any, logic: Any, tmp_path: Path
+):
+    with logic.client.open_project(tmp_path / "livers", ("liver",)) as project:
+        kept = project.new_run()
+        project.set_setting("run", {"folder": name, "model": "organs", "options": {}})
+        FineTuning.put_away(project)
+        assert kept.is_dir()
 
 
 @pytest.mark.slow
@@ -270,6 +331,32 @@ def test_checked_segments_are_vouched_for_and_follow_segment_editor(
     assert ui.imageSelector.count == 0
 
 
+def test_new_segment_becomes_a_class_if_the_user_agrees(
+    window: Window, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[str] = []
+    answers = [False, True]
+
+    def ask(text: str) -> bool:
+        asked.append(text)
+        return answers.pop(0)
+
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", ask, raising=False)
+    _, segmentation = add_corrected(0)
+    window.ui.segmentationSelector.setCurrentNode(segmentation)
+    open_project(window, tmp_path / "livers")
+    window.ui.completeSelector.setCurrentNode(everything())
+    segmentation.GetSegmentation().AddEmptySegment("", "tumour")
+    save(window, segmentation)
+    project = window.widget.panel.project
+    assert "no class tumour" in asked[0]
+    assert "no class of the project" in told(window)
+    assert (project.classes, project.images) == ({1: "liver"}, ())
+    save(window, segmentation)
+    assert project.classes == {1: "liver", 2: "tumour"}
+    assert window.ui.projectLabel.text.startswith("liver, tumour. Images: 1.")
+
+
 @pytest.mark.slow
 def test_what_cannot_be_saved_or_opened_is_said(window: Window, tmp_path: Path):
     ui = window.ui
@@ -287,10 +374,6 @@ def test_what_cannot_be_saved_or_opened_is_said(window: Window, tmp_path: Path):
     open_project(window, tmp_path / "livers")
     save(window, segmentation)
     assert "Nothing is said to be right" in told(window)
-    _, other = add_corrected(1, ("heart",))
-    ui.completeSelector.setCurrentNode(everything())
-    save(window, other)
-    assert "no class of the project" in told(window)
     assert not ui.finetuneButton.enabled, "there is nothing to learn yet"
     second = Window()
     second.until(lambda: second.ui.projectButton.enabled)

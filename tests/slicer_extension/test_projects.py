@@ -105,6 +105,23 @@ def test_region_is_vouched_for_and_edits_are_saved_again(
     vouched = np.zeros(labels.shape, bool)
     vouched[2:5, 6:15, 6:15] = True
     np.testing.assert_array_equal(seen["vouched"] > 0, vouched)
+    assert seen["regions"] == 1, "the same region is not saved twice"
+
+
+def test_checked_segment_stays_right_when_a_region_around_it_is_taken_back(project: Any):
+    volume = add_volume(noise((8, 30, 28)))
+    labels = np.zeros((8, 30, 28), np.uint8)
+    labels[2:5, 5:15, 5:15] = 1
+    box = np.zeros(labels.shape, np.uint8)
+    box[1:6, 2:20, 2:20] = 1
+    region = segmentation(volume, box, ("complete",))
+    node = segmentation(volume, labels)
+    reference = Projects.save_corrections(project, volume, node, region, checked=["liver"])
+    corrections = project.corrections(reference)
+    corrections.remove_region(0)
+    _, vouched = corrections.read(reference.bounds)
+    assert vouched[labels == 1].all()
+    assert 0 < vouched[labels == 0].sum() < (box > labels).sum(), "a rim, and no more"
 
 
 def test_two_volumes_of_one_name_are_two_images(project: Any):

@@ -28,7 +28,7 @@ def test_every_view_shows_the_segments(scene: Any, tiny_3d: str, tmp_path: Path)
     picture = tmp_path / "views.png"
     command = [sys.executable, TOOL, path, "--model", tiny_3d, "-o", picture, "--edge", "160"]
     done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, check=False, timeout=300
+        [str(word) for word in command], capture_output=True, text=True, check=False, timeout=900
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("liver: ")

@@ -29,16 +29,24 @@ pytestmark = pytest.mark.usefixtures("library")
 SEGMENTATIONS = "vtkMRMLSegmentationNode"
 
 
-@pytest.mark.slow
-def test_module_introduces_itself_and_its_own_test_passes(
-    scene: Any, monkeypatch: pytest.MonkeyPatch
-):
-    from TTTUNet import TTTUNet, TTTUNetTest
+def test_module_introduces_itself(scene: Any, monkeypatch: pytest.MonkeyPatch):
+    from TTTUNet import TTTUNet
+    from TTTUNetLib import Samples
 
+    heard: list[tuple[str, Any]] = []
+    application = SimpleNamespace(connect=lambda *told: heard.append(told))
+    monkeypatch.setattr(slicer, "app", application, raising=False)
     module = TTTUNet(SimpleNamespace())
     assert module.parent.title == "TTT-UNet"
     assert module.parent.categories == ["Segmentation"]
     assert "Slicer's Python is not changed" in module.parent.helpText
+    assert heard == [("startupCompleted()", Samples.register)]
+
+
+@pytest.mark.slow
+def test_module_passes_its_own_test(scene: Any, monkeypatch: pytest.MonkeyPatch):
+    from TTTUNet import TTTUNetTest
+
     monkeypatch.setattr(slicer.util, "addVolumeFromArray", lambda a, name: add_volume(a, name=name))
     TTTUNetTest().runTest()
 
@@ -197,6 +205,13 @@ def test_surfaces_and_no_table_if_so_chosen(window: Window):
     (node,) = slicer.util.getNodesByClass(SEGMENTATIONS)
     assert node.GetSegmentation().ContainsRepresentation("Closed surface")
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLTableNode") == 0
+    window.ui.show3DCheckBox.click()
+    assert not node.GetDisplayNode().GetVisibility3D()
+    window.ui.show3DCheckBox.click()
+    assert node.GetDisplayNode().GetVisibility3D()
+    slicer.mrmlScene.RemoveNode(node)
+    window.ui.show3DCheckBox.click()  # there is nothing to show any more
+    assert window.widget._result is None
 
 
 def test_engine_is_adopted_and_forgotten(

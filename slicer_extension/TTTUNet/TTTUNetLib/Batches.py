@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from slicer.i18n import tr as _
+
 from TTTUNetLib.EngineClient import EngineClient
 from TTTUNetLib.Tasks import Task
 from TTTUNetLib.Volumes import RequestError
@@ -31,9 +33,11 @@ def segment_folder(
     """Begin; see `TTTUNetLogic.segmentFolder`."""
     source, target = Path(folder).expanduser(), Path(output).expanduser()
     if not str(folder).strip() or not source.is_dir():
-        raise RequestError(f"There is no folder '{folder}'.", "Choose the folder of the volumes.")
+        raise RequestError(
+            _("There is no folder '{0}'.").format(folder), _("Choose the folder of the volumes.")
+        )
     if not str(output).strip() or target.absolute() == source.absolute():
-        raise RequestError("The labels need a folder of their own.", "Choose another one.")
+        raise RequestError(_("The labels need a folder of their own."), _("Choose another one."))
     task = FolderTask(output=target.absolute(), **callbacks)
 
     def done(result: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from types import ModuleType
 from typing import Any
 
 import slicer
+from slicer.i18n import tr as _
 
 from TTTUNetLib.Installer import Environment
 from TTTUNetLib.Volumes import RequestError
@@ -146,8 +147,8 @@ class EngineClient:
             from tttunet.engine.client import Engine
         except ImportError as error:
             raise RequestError(
-                f"The engine cannot be imported from {environment.python}: {error}.",
-                "Install the environment again.",
+                _("The engine cannot be imported from {0}: {1}.").format(environment.python, error),
+                _("Install the environment again."),
             ) from error
         self.messages, self.collect_garbage = messages, garbage.collect_due
         self.engine: Any = Engine(

@@ -11,8 +11,8 @@ import ctk
 import slicer
 from slicer.i18n import tr as _
 
-from TTTUNetLib import Forms, Projects
-from TTTUNetLib.FineTuning import FinetuneTask, add_to_library, undecided
+from TTTUNetLib import FineTuning, Forms, Projects
+from TTTUNetLib.FineTuning import FinetuneTask
 from TTTUNetLib.Volumes import RequestError
 
 _SETTING = "TTTUNet/project"
@@ -171,10 +171,12 @@ class FineTunePanel:
         self.project = project
         self.host.settings.setValue(_SETTING, str(project.folder))
         self.say("\n".join([_("'{0}' is open.").format(project.name), *project.problems]))
-        self.result, self._kept = undecided(project), False
+        self.result, self._kept = FineTuning.undecided(project), False
         if self.result is not None:
             self._show_scores(self.result.result)
             self.say(_("A training is not decided yet: keep its model, or revert."))
+        elif FineTuning.resumable(project):
+            self.say(_("A training was interrupted; the napari plugin can go on with it."))
         self.showModels()
         self._showProject()
 
@@ -253,11 +255,13 @@ class FineTunePanel:
         """Put what is said to be right into the project."""
         self.onSegmentation()
         project, volume = self.project, self._volume()
+        segmentation = self.ui.segmentationSelector.currentNode()
         try:
+            self._offerClasses(segmentation)
             found = Projects.read_corrections(
                 project,
                 volume,
-                self.ui.segmentationSelector.currentNode(),
+                segmentation,
                 self.ui.completeSelector.currentNode(),
                 self._checked(),
             )
@@ -270,6 +274,13 @@ class FineTunePanel:
             self._showProject()
 
         self._work(lambda: found.store(project), saved)
+
+    def _offerClasses(self, segmentation: Any) -> None:
+        """Add segments that are no classes yet to the project, if the user agrees."""
+        names = Projects.new_classes(self.project, segmentation)
+        question = _("The project has no class {0}. Add it, so that it is learnt, too?")
+        if names and slicer.util.confirmOkCancelDisplay(question.format(", ".join(names))):
+            Projects.add_classes(self.project, names)
 
     def onLoad(self, *_args: Any) -> None:
         """Make nodes of an image of the project and its corrections."""
@@ -289,7 +300,21 @@ class FineTunePanel:
         """Fine-tune, or cancel."""
         if self.task is not None:
             self.task.cancel()
-            return
+        elif self._mayPutAway():
+            self._work(partial(FineTuning.put_away, self.project), self._begin)
+
+    def _mayPutAway(self) -> bool:
+        """Ask whether what is not decided yet may be lost, if there is such a thing."""
+        if FineTuning.undecided(self.project) is not None:
+            lost = _("The last model is neither kept nor reverted.")
+        elif FineTuning.resumable(self.project):
+            lost = _("A training was interrupted; the napari plugin can go on with it.")
+        else:
+            return True
+        question = _("{0} Delete it and begin anew?").format(lost)
+        return bool(slicer.util.confirmOkCancelDisplay(question))
+
+    def _begin(self, *_args: Any) -> None:
         ui = self.ui
         self.result, self._kept = None, False
         ui.scoresLabel.text = ""
@@ -309,7 +334,6 @@ class FineTunePanel:
         else:
             self.say(_("Preparing the corrections"))
             self.onCurve()
-        self.host.update()
 
     def onCurve(self, *_args: Any) -> None:
         """Show the chart of the training in the layout."""
@@ -365,7 +389,7 @@ class FineTunePanel:
             self._before, self._kept = before, True
             self.say(_("Kept as '{0}'.").format(version.name))
             self.showModels()
-            add_to_library(client, version, self.project, taken, self._onAdded)
+            FineTuning.add_to_library(client, version, self.project, taken, self._onAdded)
 
         self._work(task.keep, kept)
 

@@ -13,13 +13,14 @@ from typing import Any
 
 import slicer
 import vtk
+from slicer.i18n import tr as _
 
 from TTTUNetLib.EngineClient import EngineClient
 from TTTUNetLib.Tasks import Task
 from TTTUNetLib.Volumes import RequestError
 
 #: Names in the folder of a run; napari's are the same.
-TRAINING, CONTROL = "training", "control.txt"
+TRAINING, CONTROL, CHECKPOINT = "training", "control.txt", "checkpoint.pt"
 #: Where the project's settings hold a run that is not decided yet; napari's do, too.
 _RUN = "run"
 _SERIES = {"loss": "Loss", "score": "Score"}
@@ -62,7 +63,7 @@ class FinetuneTask(Task):
             self.control.write_text("stop", encoding="utf-8")
             self.stopping = True
         except OSError as error:
-            raise RequestError(f"The engine cannot be told: {error}.") from error
+            raise RequestError(_("The engine cannot be told: {0}.").format(error)) from error
 
     def keep(self) -> Any:
         """Make the new model the project's next version. Not called: the old one stays.
@@ -72,20 +73,13 @@ class FinetuneTask(Task):
         """
         base = Path(self.model).name or self.project.name
         version = self.project.keep_model(self.result["folder"], base)
-        (self.folder / TRAINING / "checkpoint.pt").unlink(missing_ok=True)  # large, of no more use
-        self._remember(None)
+        (self.folder / TRAINING / CHECKPOINT).unlink(missing_ok=True)  # large, of no more use
+        self.project.set_setting(_RUN, None)
         return version
 
     def discard(self) -> None:
         """Delete what the run left; may be called in any thread."""
-        self._remember(None)
-        self.project.note("fine-tuning reverted", run=self.folder.name)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _remember(self, run: dict[str, Any] | None) -> None:
-        """Keep in the project what is not decided yet; None: it is decided."""
-        settings = {name: value for name, value in self.project.settings.items() if name != _RUN}
-        self.project.update(settings=settings if run is None else {**settings, _RUN: run})
+        _discard(self.project, self.folder, "fine-tuning reverted")
 
     def ask(self, result: dict[str, Any]) -> None:
         """The training has ended with a result; whoever opens the project can decide about it."""
@@ -94,9 +88,8 @@ class FinetuneTask(Task):
         reference = f"models/{Path(self.model).name}" if own else self.model
         told = {name: result[name] for name in ("improved", "before", "after")}
         self.project.note("fine-tuning finished", run=self.folder.name, **told)
-        self._remember(
-            {"folder": str(self.folder), "model": reference, "options": {}, "result": result}
-        )
+        run = {"folder": str(self.folder), "model": reference, "options": {}, "result": result}
+        self.project.set_setting(_RUN, run)
 
     def add_point(self, step: int, values: dict[str, float]) -> None:
         """Add to the curve; what is unknown at this step is left out of the plot."""
@@ -144,17 +137,58 @@ def start(
 
 def undecided(project: Any) -> FinetuneTask | None:
     """The training of a project whose model was neither kept nor reverted, whoever ran it."""
-    run = project.settings.get(_RUN)
-    if not isinstance(run, dict) or not {"folder", "model", "result"} <= set(run):
+    run = _remembered(project)
+    result = run.get("result") if run is not None else None
+    if run is None or not isinstance(result, dict):
         return None
-    folder = project.folder / "runs" / Path(str(run["folder"])).name
+    folder, found = _folder_of(project, run), Path(str(result.get("folder")))
+    if not found.is_dir():  # the project was moved
+        found = folder / TRAINING / found.name
+    if not found.is_dir():
+        return None
     reference = str(run["model"])
     model = str(project.folder / reference) if reference.startswith("models/") else reference
-    if not Path(str(run["result"].get("folder", ""))).is_dir():
-        return None
     task = FinetuneTask(project=project, model=model, control=folder / CONTROL, state="done")
-    task.result = run["result"]
+    task.result = {**result, "folder": str(found)}
     return task
+
+
+def resumable(project: Any) -> bool:
+    """Whether a training was interrupted that napari can go on with."""
+    run = _remembered(project)
+    if run is None or "result" in run:
+        return False
+    return (_folder_of(project, run) / TRAINING / CHECKPOINT).is_file()
+
+
+def put_away(project: Any) -> None:
+    """Delete what is not decided or was interrupted; may be called in any thread."""
+    run = _remembered(project)
+    if run is not None:
+        _discard(project, _folder_of(project, run), "fine-tuning left undecided")
+
+
+def _remembered(project: Any) -> dict[str, Any] | None:
+    """The run that the project's settings hold, if its folder is there."""
+    run = project.settings.get(_RUN)
+    if not isinstance(run, dict) or not {"folder", "model"} <= set(run):
+        return None
+    return run if _folder_of(project, run).is_dir() else None
+
+
+def _folder_of(project: Any, run: dict[str, Any]) -> Path:
+    return Path(project.folder / "runs" / Path(str(run["folder"])).name)
+
+
+def _discard(project: Any, folder: Path, event: str) -> None:
+    """Forget a run and delete its folder.
+
+    One that lies elsewhere, behind a link or a name that comes from anybody, is only forgotten.
+    """
+    project.set_setting(_RUN, None)
+    project.note(event, run=folder.name)
+    if folder.resolve().parent == project.folder.resolve() / "runs":
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def add_to_library(

@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from slicer.i18n import tr as _
+
 from TTTUNetLib.Volumes import RequestError
 
 #: Protocol of the engine that this extension speaks (`tttunet.engine.messages.PROTOCOL`).
@@ -102,7 +104,9 @@ def probe(python: str | Path, variables: Mapping[str, str | None] | None = None)
     """
     program = shutil.which(str(python))
     if program is None:
-        raise RequestError(f"{python} does not exist.", "Choose a Python interpreter.")
+        raise RequestError(
+            _("{0} does not exist.").format(python), _("Choose a Python interpreter.")
+        )
     try:
         said = subprocess.run(
             [program, "-c", _PROBE],
@@ -113,31 +117,36 @@ def probe(python: str | Path, variables: Mapping[str, str | None] | None = None)
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise RequestError(f"{program} cannot be started: {error}.") from error
+        raise RequestError(_("{0} cannot be started: {1}.").format(program, error)) from error
     try:
         found = json.loads(said.stdout.strip().splitlines()[-1])
     except (ValueError, IndexError):
-        words = (said.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        words = (said.stderr.strip().splitlines() or [_("it said nothing")])[-1]
         raise RequestError(
-            f"{program} is no Python that can run the engine: {words}.",
-            "Choose Python 3.10 or later.",
+            _("{0} is no Python that can run the engine: {1}.").format(program, words),
+            _("Choose Python 3.10 or later."),
         ) from None
     if len(found["packages"]) < 2:
         raise RequestError(
-            f"{program} has no napari-tttunet.",
-            f"Install it there ({program} -m pip install {REQUIREMENT}), or choose another one.",
+            _("{0} has no napari-tttunet.").format(program),
+            _("Install it there ({0} -m pip install {1}), or choose another one.").format(
+                program, REQUIREMENT
+            ),
         )
     if found["protocol"] != PROTOCOL:
         newer = found["protocol"] > PROTOCOL
         raise RequestError(
-            f"napari-tttunet {found['version']} of {program} speaks protocol {found['protocol']}, "
-            f"and this extension speaks {PROTOCOL}.",
-            "Update the extension in Slicer's Extensions Manager."
+            _(
+                "napari-tttunet {0} of {1} speaks protocol {2}, and this extension speaks {3}."
+            ).format(found["version"], program, found["protocol"], PROTOCOL),
+            _("Update the extension in Slicer's Extensions Manager.")
             if newer
-            else "Install the environment again to update it.",
+            else _("Install the environment again to update it."),
         )
     if not found["torch"]:
-        raise RequestError(f"{program} has no torch.", "Install the environment again.")
+        raise RequestError(
+            _("{0} has no torch.").format(program), _("Install the environment again.")
+        )
     return Environment(program, **found)
 
 
@@ -163,13 +172,12 @@ class Plan:
     def summary(self) -> str:
         """What the user agrees to."""
         size = "1.5 GB" if self.compute == "cpu" else "6 GB"
-        source = f"from '{self.wheels}'" if self.wheels else "from the internet (pypi.org, pytorch)"
-        return (
-            f"A Python environment of its own is made in '{self.folder}' with {self.base}. "
-            f"PyTorch for {self.compute.upper()} and {self.requirement} are installed into it "
-            f"{source}; it takes about {size} on disk. Slicer's own Python is not changed. The "
-            "environment can be removed again here."
-        )
+        source = self.wheels or _("the internet (pypi.org, pytorch)")
+        return _(
+            "A Python environment of its own is made in '{0}' with {1}. PyTorch for {2} and {3} "
+            "are installed into it from {4}; it takes about {5} on disk. Slicer's own Python is "
+            "not changed. The environment can be removed again here."
+        ).format(self.folder, self.base, self.compute.upper(), self.requirement, source, size)
 
     def commands(self) -> list[tuple[str, list[str]]]:
         """Stages and command lines, in order."""
@@ -185,9 +193,9 @@ class Plan:
         elif self.wheels is None and not _PLAIN_TORCH_HAS_CUDA:
             torch = ["--index-url", CUDA_TORCH]
         return [
-            ("making the environment", [self.base, "-m", "venv", str(self.folder)]),
-            ("installing PyTorch", [*pip, *torch, "torch"]),
-            ("installing napari-tttunet", [*pip, self.requirement]),
+            (_("making the environment"), [self.base, "-m", "venv", str(self.folder)]),
+            (_("installing PyTorch"), [*pip, *torch, "torch"]),
+            (_("installing napari-tttunet"), [*pip, self.requirement]),
         ]
 
 
@@ -242,7 +250,8 @@ class Installer:
         python = self.chosen()
         if not python:
             raise RequestError(
-                "The engine is not installed yet.", "Open the section Engine and press Install."
+                _("The engine is not installed yet."),
+                _("Open the section Engine and press Install."),
             )
         return probe(python, self._variables)
 
@@ -264,7 +273,9 @@ class Installer:
             RequestError: there is no Python to make it with, or no such folder of wheels.
         """
         if wheels and not any(Path(wheels).glob("*.whl")):
-            raise RequestError(f"There are no wheels in '{wheels}'.", "Choose another folder.")
+            raise RequestError(
+                _("There are no wheels in '{0}'.").format(wheels), _("Choose another folder.")
+            )
         found = base or self._base_python()
         source = _checkout()
         return Plan(
@@ -281,17 +292,20 @@ class Installer:
             if program and "slicer" not in program.lower() and self._usable(program):
                 return program
         raise RequestError(
-            "There is no Python 3.10 or later on this computer, except Slicer's own.",
-            "Install one from python.org, then press Install again.",
+            _("There is no Python 3.10 or later on this computer, except Slicer's own."),
+            _("Install one from python.org, then press Install again."),
         )
 
     def _usable(self, program: str) -> bool:
         try:
             command = [program, "-c", _USABLE]
             done = subprocess.run(
-                command, env=_variables(self._variables), capture_output=True, timeout=20,
+                command,
+                env=_variables(self._variables),
+                capture_output=True,
+                timeout=_PROBE_TIMEOUT,
                 check=False,
-            )  # fmt: skip
+            )
         except (OSError, subprocess.TimeoutExpired):
             return False
         return done.returncode == 0
@@ -318,7 +332,7 @@ class Installer:
             for number, (stage, command) in enumerate(steps):
                 tell(stage, number / len(steps), f"$ {' '.join(command)}")
                 self._run(command, functools.partial(tell, stage, number / len(steps)))
-            tell("checking", 1.0, "")
+            tell(_("checking"), 1.0, "")
             made = self.adopt(interpreter_in(plan.folder))
         except BaseException:
             shutil.rmtree(plan.folder, ignore_errors=True)
@@ -330,7 +344,7 @@ class Installer:
 
     def _run(self, command: Sequence[str], tell: Callable[[str], None]) -> None:
         if self._cancelled.is_set():
-            raise RequestError("The installation was cancelled.")
+            raise RequestError(_("The installation was cancelled."))
         last = ""
         try:
             with subprocess.Popen(
@@ -347,15 +361,17 @@ class Installer:
                     last = line.strip() or last
                     tell(line.rstrip())
         except OSError as error:
-            raise RequestError(f"{command[0]} cannot be started: {error}.") from error
+            raise RequestError(
+                _("{0} cannot be started: {1}.").format(command[0], error)
+            ) from error
         finally:
             self._process = None
         if self._cancelled.is_set():
-            raise RequestError("The installation was cancelled.")
+            raise RequestError(_("The installation was cancelled."))
         if process.returncode:
             raise RequestError(
-                f"The installation failed: {last or 'no reason was given'}.",
-                "The log says more; mend the cause and press Install again.",
+                _("The installation failed: {0}.").format(last or _("no reason was given")),
+                _("The log says more; mend the cause and press Install again."),
             )
 
     def cancel(self) -> None:
@@ -379,8 +395,8 @@ class Installer:
                 shutil.rmtree(folder)
         except OSError as error:
             raise RequestError(
-                f"'{self.root}' cannot be deleted: {error.strerror or error}.",
-                "Restart Slicer and try again.",
+                _("'{0}' cannot be deleted: {1}.").format(self.root, error.strerror or error),
+                _("Restart Slicer and try again."),
             ) from error
 
 

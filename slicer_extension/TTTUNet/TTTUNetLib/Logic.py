@@ -1,7 +1,7 @@
 """What the module does, without a window; in Slicer's Python console:
 
     from TTTUNet import TTTUNetLogic
-    task = TTTUNetLogic().segment(volumeNode, model="nuclei", waitForCompletion=True)
+    task = TTTUNetLogic().segment(volumeNode, model="hippocampus-mr", waitForCompletion=True)
     task.segmentationNode
 
 All nodes, tasks and callbacks belong to the main thread.
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import slicer
+from slicer.i18n import tr as _
 
 from TTTUNetLib import Batches, FineTuning, Maps, Results
 from TTTUNetLib.Batches import FolderTask
@@ -142,7 +143,7 @@ class TTTUNetLogic:
     def segment(
         self,
         volumeNode: Any,
-        model: str = "nuclei",
+        model: str = "hippocampus-mr",
         *,
         device: str = "auto",
         mirror: bool = False,
@@ -180,7 +181,9 @@ class TTTUNetLogic:
         """
         if volumeNode is not None and volumeNode.IsA(_SEQUENCE):
             if roiNode is not None:
-                raise RequestError("A sequence is segmented as a whole.", "Remove the region.")
+                raise RequestError(
+                    _("A sequence is segmented as a whole."), _("Remove the region.")
+                )
             image = read_sequence(volumeNode)
         else:
             image = read_volume(volumeNode)
@@ -210,7 +213,7 @@ class TTTUNetLogic:
         self,
         folder: str | Path,
         output: str | Path,
-        model: str = "nuclei",
+        model: str = "hippocampus-mr",
         *,
         device: str = "auto",
         mirror: bool = False,
@@ -306,7 +309,7 @@ class TTTUNetLogic:
             if task.finished:
                 return
             if isinstance(found, Exception):
-                task.fail(f"The labels cannot be read: {found}.")
+                task.fail(_("The labels cannot be read: {0}.").format(found))
             elif task.volumeNode.GetScene() is not slicer.mrmlScene:
                 task.cancel()  # the volume was deleted: where would its labels go?
             else:
@@ -315,7 +318,9 @@ class TTTUNetLogic:
                 except Exception as error:  # else it would seem to run for ever
                     for node in task.nodes:
                         slicer.mrmlScene.RemoveNode(node)
-                    task.fail(f"The result cannot be shown: {error}.", traceback.format_exc())
+                    task.fail(
+                        _("The result cannot be shown: {0}.").format(error), traceback.format_exc()
+                    )
                 else:
                     task.finish("done")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from slicer.i18n import tr as _
 
 from TTTUNetLib import Results
 from TTTUNetLib.Volumes import RequestError, VolumeImage
@@ -40,9 +41,14 @@ def check(wanted: Collection[str], image: VolumeImage) -> None:
     """
     for name in wanted:
         if name not in KINDS:
-            raise RequestError(f"There is no map '{name}'.", f"There are {', '.join(KINDS)}.")
+            raise RequestError(
+                _("There is no map '{0}'.").format(name),
+                _("There are {0}.").format(", ".join(KINDS)),
+            )
     if wanted and image.axes.startswith("T"):
-        raise RequestError("Of sequences there are labels only.", "Segment one of its volumes.")
+        raise RequestError(
+            _("Of sequences there are labels only."), _("Segment one of its volumes.")
+        )
 
 
 def read(

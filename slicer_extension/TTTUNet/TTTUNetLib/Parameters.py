@@ -26,7 +26,7 @@ class Parameters:
         probability, uncertainty, adaptation: make these volumes, see `Maps`.
     """
 
-    model: str = "nuclei"
+    model: str = "hippocampus-mr"
     device: str = "auto"
     mirror: bool = False
     table: bool = True

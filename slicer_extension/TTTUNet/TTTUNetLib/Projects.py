@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import slicer
+from slicer.i18n import tr as _
 from vtk.util.numpy_support import vtk_to_numpy
 
 from TTTUNetLib import Results
@@ -71,7 +72,8 @@ class Corrected:
         for number in self.checked:
             now = vouch_object(self.labels, now, number)
         labels = np.where((before > 0) & (now == 0), known, self.labels)
-        corrections.write(reference.bounds, labels, before | now)
+        own = corrections.own(reference.bounds) | (now > 0)
+        corrections.write(reference.bounds, labels, before | now, own)
         if self.box is not None:
             bounds = tuple((along.start, along.stop) for along in self.box)
             corrections.complete(Region(bounds), self.labels[self.box])
@@ -122,20 +124,27 @@ def read_corrections(
     """
     if project.task != "semantic":
         raise RequestError(
-            f"The project '{project.name}' has objects, not classes.", "Correct it in napari."
+            _("The project '{0}' has objects, not classes.").format(project.name),
+            _("Correct it in napari."),
         )
     if region is None and not checked:
         raise RequestError(
-            "Nothing is said to be right.", "Check segments, or draw a region that is complete."
+            _("Nothing is said to be right."),
+            _("Check segments, or draw a region that is complete."),
         )
     image = read_volume(volume)
     if image.axes != "ZYX":
-        raise RequestError(f"'{volume.GetName()}' has several components.", "Choose a scalar one.")
+        raise RequestError(
+            _("'{0}' has several components.").format(volume.GetName()), _("Choose a scalar one.")
+        )
     box = None if region is None else box_of(region, volume)
     numbers = {name: number for number, name in project.classes.items()}
     for name in checked:
         if name not in numbers:
-            raise RequestError(f"There is no class '{name}'.", f"There are {', '.join(numbers)}.")
+            raise RequestError(
+                _("There is no class '{0}'.").format(name),
+                _("There are {0}.").format(", ".join(numbers)),
+            )
     labels = _labels(volume, segmentation, numbers)
     right = tuple(numbers[name] for name in checked)
     known, step = _image_of(project, volume)
@@ -160,6 +169,29 @@ def read_corrections(
     )
 
 
+def new_classes(project: Any, segmentation: Any) -> list[str]:
+    """Names of segments that are no classes of a project yet."""
+    known = set(project.classes.values())
+    content = segmentation.GetSegmentation()
+    names = [content.GetNthSegment(n).GetName() for n in range(content.GetNumberOfSegments())]
+    return [name for name in dict.fromkeys(names) if name not in known]
+
+
+def add_classes(project: Any, names: Sequence[str]) -> None:
+    """Give a project more classes; those that it has keep their numbers.
+
+    Raises:
+        RequestError: a name is empty, or the project cannot be written to.
+    """
+    from tttunet.errors import TTTUNetError
+
+    classes = project.classes
+    try:
+        project.update(classes={**classes, **dict(enumerate(names, max(classes) + 1))})
+    except TTTUNetError as error:
+        raise RequestError(error.message, error.hint) from error
+
+
 def _image_of(project: Any, volume: Any) -> tuple[Any, int]:
     """The project's image that a volume was opened from, and the order of its slices here.
 
@@ -179,8 +211,8 @@ def _labels(volume: Any, segmentation: Any, numbers: dict[str, int]) -> np.ndarr
     """Class numbers [k, j, i] on the volume's grid."""
     if segmentation.GetParentTransformNode() is not volume.GetParentTransformNode():
         raise RequestError(
-            "Volume and segmentation are not under the same transform.",
-            "Put both under the same one, or harden them.",
+            _("Volume and segmentation are not under the same transform."),
+            _("Put both under the same one, or harden them."),
         )
     labels = np.zeros(read_volume(volume).shape, np.int32)
     grid = Results.oriented_image(volume, labels.astype(np.uint8))
@@ -189,8 +221,8 @@ def _labels(volume: Any, segmentation: Any, numbers: dict[str, int]) -> np.ndarr
         segment = content.GetNthSegment(place)
         if segment.GetName() not in numbers:
             raise RequestError(
-                f"The segment '{segment.GetName()}' is no class of the project.",
-                f"Call it one of {', '.join(numbers)}, or delete it.",
+                _("The segment '{0}' is no class of the project.").format(segment.GetName()),
+                _("Call it one of {0}, or delete it.").format(", ".join(numbers)),
             )
         part, whole = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
         name = content.GetNthSegmentID(place)
@@ -211,7 +243,7 @@ def _written(volume: Any, folder: Path) -> Path:
     storage.SetFileName(str(fresh))
     storage.SetUseCompression(False)  # it would keep the main thread for seconds
     if not storage.WriteData(volume):
-        raise RequestError(f"'{folder}' cannot be written to.", "Free some space.")
+        raise RequestError(_("'{0}' cannot be written to.").format(folder), _("Free some space."))
     return fresh
 
 
@@ -255,7 +287,8 @@ def open_corrections(project: Any, reference: Any) -> tuple[Any, Any]:
 
     if reference.axes != "ZYX":
         raise RequestError(
-            f"'{reference.name}' has the axes {reference.axes}.", "Slicer opens ZYX only."
+            _("'{0}' has the axes {1}.").format(reference.name, reference.axes),
+            _("Slicer opens ZYX only."),
         )
     try:
         path = project.path_of(reference)
@@ -271,14 +304,14 @@ def open_corrections(project: Any, reference: Any) -> tuple[Any, Any]:
         storage.SetCenterImage(0)
         if not storage.ReadData(volume):
             slicer.mrmlScene.RemoveNode(volume)
-            raise RequestError(f"Slicer cannot read '{path}'.")
-    labels, _ = project.corrections(reference).read(reference.bounds)
+            raise RequestError(_("Slicer cannot read '{0}'.").format(path))
+    labels = project.corrections(reference).read(reference.bounds)[0]
     step = _order_of_slices(reference, volume)
     if step == 0 or labels.shape != slicer.util.arrayFromVolume(volume).shape:
         slicer.mrmlScene.RemoveNode(volume)
         raise RequestError(
-            f"'{reference.name}' lies elsewhere than when it was corrected.",
-            "Put the old file back, or add the new one as another image.",
+            _("'{0}' lies elsewhere than when it was corrected.").format(reference.name),
+            _("Put the old file back, or add the new one as another image."),
         )
     labels = np.ascontiguousarray(labels[::step])
     volume.SetAttribute(_IMAGE_ID, reference.id)

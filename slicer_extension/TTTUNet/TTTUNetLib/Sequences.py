@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import slicer
+from slicer.i18n import tr as _
 
 from TTTUNetLib import Results
 from TTTUNetLib.Results import SegmentLabel
@@ -40,16 +41,19 @@ def read_sequence(node: Any) -> VolumeImage:
     """
     frames = [node.GetNthDataNode(i) for i in range(node.GetNumberOfDataNodes())]
     if not frames:
-        raise RequestError(f"The sequence '{node.GetName()}' is empty.")
+        raise RequestError(_("The sequence '{0}' is empty.").format(node.GetName()))
     images = [read_volume(frame) for frame in frames]
     first, matrix = images[0], matrix_of(frames[0].GetIJKToRASMatrix)
     if first.axes != "ZYX":
-        raise RequestError(f"'{node.GetName()}' is a sequence of colours.", "Choose scalars.")
+        raise RequestError(
+            _("'{0}' is a sequence of colours.").format(node.GetName()), _("Choose scalars.")
+        )
     for frame, image in zip(frames, images, strict=True):
         same = np.array_equal(matrix_of(frame.GetIJKToRASMatrix), matrix)
         if not same or image.array.shape != first.array.shape:
             raise RequestError(
-                f"The volumes of '{node.GetName()}' are not on one grid.", "Segment them singly."
+                _("The volumes of '{0}' are not on one grid.").format(node.GetName()),
+                _("Segment them singly."),
             )
     stack = _Frames([image.array for image in images])
     return VolumeImage(

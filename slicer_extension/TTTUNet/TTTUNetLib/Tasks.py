@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from slicer.i18n import tr as _
+
 from TTTUNetLib.EngineClient import EngineClient
 
 Result = dict[str, Any]
-
-_LOST_HINT = "Nothing was changed; the next run starts a new worker."
 
 
 @dataclass(eq=False, kw_only=True)
@@ -73,6 +73,7 @@ class Task:
         elif isinstance(event, messages.Failed):
             self.fail(f"{event.message} {event.hint}".strip(), event.details)
         elif isinstance(event, messages.Lost):
-            self.fail(f"{event.message} {_LOST_HINT}", "\n".join(client.engine.worker_output))
+            hint = _("Nothing was changed; the next run starts a new worker.")
+            self.fail(f"{event.message} {hint}", "\n".join(client.engine.worker_output))
         elif isinstance(event, messages.Cancelled):
             self.cancel()

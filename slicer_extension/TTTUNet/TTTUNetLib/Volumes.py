@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import slicer
 import vtk
+from slicer.i18n import tr as _
 from vtk.util.numpy_support import vtk_to_numpy
 
 #: A direction matrix may deviate from orthogonal by so much: NIfTI headers have float32.
@@ -94,14 +95,16 @@ def read_volume(node: Any) -> VolumeImage:
         RequestError: it has no voxels, or its axes are bent or oblique to each other.
     """
     if node is None or not node.IsA("vtkMRMLVolumeNode"):
-        raise RequestError("No volume is chosen.", "Load a CT or MRI volume.")
+        raise RequestError(_("No volume is chosen."), _("Load a CT or MRI volume."))
     name = node.GetName()
     image = node.GetImageData()
     if image is None or image.GetNumberOfPoints() == 0 or image.GetPointData().GetScalars() is None:
-        raise RequestError(f"The volume '{name}' has no voxels.", "Load it again.")
+        raise RequestError(_("The volume '{0}' has no voxels.").format(name), _("Load it again."))
     array = slicer.util.arrayFromVolume(node)
     if array.ndim not in (3, 4):
-        raise RequestError(f"'{name}' holds tensors.", "Choose a scalar or a colour volume.")
+        raise RequestError(
+            _("'{0}' holds tensors.").format(name), _("Choose a scalar or a colour volume.")
+        )
     world = _to_world(node) @ matrix_of(node.GetIJKToRASMatrix)
     spacing, direction = _axes_of(world, name)
     if node.GetParentTransformNode() is None:
@@ -136,7 +139,7 @@ def box_of(region: Any, volume: Any, segment: str = "") -> tuple[slice, ...]:
     elif region is not None and region.IsA("vtkMRMLSegmentationNode"):
         points = _corners_of_segments(region, segment)
     else:
-        raise RequestError("The region of interest is no ROI of the module Markups.")
+        raise RequestError(_("The region of interest is no ROI of the module Markups."))
     ijk_to_world = _to_world(volume) @ matrix_of(volume.GetIJKToRASMatrix)
     ijk = np.linalg.inv(ijk_to_world) @ points
     sizes = slicer.util.arrayFromVolume(volume).shape[:3]
@@ -144,7 +147,8 @@ def box_of(region: Any, volume: Any, segment: str = "") -> tuple[slice, ...]:
     high = np.clip(np.floor(ijk[2::-1].max(1) + _ROUNDING) + 1, 0, sizes).astype(int).tolist()
     if any(a >= b for a, b in zip(low, high, strict=True)):
         raise RequestError(
-            f"'{region.GetName()}' does not touch '{volume.GetName()}'.", "Move it onto the volume."
+            _("'{0}' does not touch '{1}'.").format(region.GetName(), volume.GetName()),
+            _("Move it onto the volume."),
         )
     return tuple(slice(a, b) for a, b in zip(low, high, strict=True))
 
@@ -174,8 +178,11 @@ def _corners_of_segments(node: Any, name: str) -> np.ndarray:
             low, high = (np.array([span[end] for span in spans]) + first for end in (0, -1))
             found.append(matrix_of(image.GetImageToWorldMatrix) @ _corners(low, high))
     if not found:
-        what = f"segment '{name}'" if name else "segments"
-        raise RequestError(f"'{node.GetName()}' has no {what} with voxels.", "Choose another one.")
+        what = _("segment '{0}'").format(name) if name else _("segments")
+        raise RequestError(
+            _("'{0}' has no {1} with voxels.").format(node.GetName(), what),
+            _("Choose another one."),
+        )
     return _to_world(node) @ np.concatenate(found, axis=1)
 
 
@@ -193,8 +200,10 @@ def _to_world(node: Any) -> np.ndarray:
         return np.eye(4)
     if not transform.IsTransformToWorldLinear():
         raise RequestError(
-            f"'{node.GetName()}' is under the non-linear transform '{transform.GetName()}'.",
-            "Harden the transform on a copy (module Transforms), and segment that.",
+            _("'{0}' is under the non-linear transform '{1}'.").format(
+                node.GetName(), transform.GetName()
+            ),
+            _("Harden the transform on a copy (module Transforms), and segment that."),
         )
     return matrix_of(transform.GetMatrixTransformToWorld)
 
@@ -206,8 +215,10 @@ def _axes_of(ijk_to_world: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarra
     direction = columns / np.where(spacing > 0, spacing, 1)
     if not np.allclose(direction.T @ direction, np.eye(3), atol=_ORTHOGONAL):
         raise RequestError(
-            f"The axes of '{name}' are not at right angles: a tilted gantry, or a transform that "
-            "shears.",
-            "Resample it to a regular grid (module Resample Scalar Volume).",
+            _(
+                "The axes of '{0}' are not at right angles: a tilted gantry, or a transform "
+                "that shears."
+            ).format(name),
+            _("Resample it to a regular grid (module Resample Scalar Volume)."),
         )
     return spacing, direction

@@ -51,6 +51,7 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.installer: Any = None
         self.settings: Any = None
         self.task: SegmentationTask | None = None
+        self._result: Any = None
         self.models: list[dict[str, Any]] = []
         self._busy = ""
         self.wanted = Parameters.Parameters()
@@ -99,6 +100,7 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ui.roiSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.onRegion)
         for box in self._boxes().values():
             box.connect("toggled(bool)", self.onChoice)
+        ui.show3DCheckBox.connect("toggled(bool)", self.onShow3D)
         ui.installButton.connect("clicked(bool)", self.onInstall)
         ui.adoptButton.connect("clicked(bool)", self.onAdopt)
         ui.removeButton.connect("clicked(bool)", self.onRemove)
@@ -165,6 +167,7 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.batch.close()
 
     def onSceneEndClose(self, caller: Any, event: Any) -> None:
+        self._result = None
         self.batch.refresh()
         self._takeParameters()
 
@@ -172,6 +175,8 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onNodeRemoved(self, caller: Any, event: Any, node: Any) -> None:
         if self.task is not None and node is self.task.volumeNode:
             self.task.cancel()
+        if node is self._result:
+            self._result = None
         self.onNodeAdded(caller, event, node)
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
@@ -292,14 +297,24 @@ class TTTUNetWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if task.state == "done":
             made = task.sequenceNode or task.segmentationNode
             self.say(_("{0} segments in '{1}'").format(len(task.voxels), made.GetName()))
-            if self.wanted.show3D and task.segmentationNode is not None:
-                task.segmentationNode.CreateClosedSurfaceRepresentation()
+            self._result = task.segmentationNode
+            if self.wanted.show3D:
+                self.onShow3D()
         elif task.state == "failed":
             self.say(task.error)
             self.log(task.details)
         else:
             self.say(_("Cancelled; nothing was changed."))
         self.update()
+
+    def onShow3D(self, *_args: Any) -> None:
+        """Show the last result as surfaces, or not."""
+        node = self._result
+        if self._updating or node is None:
+            return
+        if self.wanted.show3D:
+            node.CreateClosedSurfaceRepresentation()
+        node.GetDisplayNode().SetVisibility3D(self.wanted.show3D)
 
     # The engine
 
