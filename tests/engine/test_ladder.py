@@ -54,7 +54,7 @@ def hungry(monkeypatch):
         torch.manual_seed(0)
         model = Model.create(make_config(2, "semantic"))
         model.network = Hungry(model.network.eval(), room, error)
-        monkeypatch.setattr(jobs._MODELS, "get", lambda name: (Path(name), model))
+        monkeypatch.setattr(jobs._MODELS, "get", lambda name: ((Path(name),), model))
         return model
 
     return make
