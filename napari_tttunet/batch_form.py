@@ -61,6 +61,7 @@ class BatchForm(QWidget):
         super().__init__()
         self._settings = settings
         self._kept: dict[str, Any] = {}
+        self._file_model: str | list[str] = ""
         self.base = ""
         self.model = combo_box("batch_model", "The model that segments every image.")
         self.output = explain(
@@ -215,7 +216,17 @@ class BatchForm(QWidget):
                 self.model.addItem(f"{model['name']} ({model['dim']}D)", model["name"])
                 tip = model.get("title") or ""
                 self.model.setItemData(self.model.count() - 1, tip, 3)  # Qt.ToolTipRole
+        self._offer_model_of_file()
         choose(self.model, chosen)
+
+    def _offer_model_of_file(self) -> None:
+        """A batch file may name a model that is not in the library, or several to be averaged."""
+        named = self._file_model
+        if named and self.model.findData(named) < 0:
+            names = [named] if isinstance(named, str) else named
+            self.model.addItem(f"{len(names)} models" if len(names) > 1 else names[0], named)
+            tip = "\n".join(names)
+            self.model.setItemData(self.model.count() - 1, tip, 3)  # Qt.ToolTipRole
 
     def show_devices(self, about: Mapping[str, Any]) -> None:
         """Offer the devices that the worker has; only the sure ones before it ever started."""
@@ -267,7 +278,9 @@ class BatchForm(QWidget):
 
     def show_fields(self, fields: Mapping[str, Any]) -> None:
         """Show the content of a batch file; what has no control is kept and named."""
-        choose(self.model, fields["model"], add=True)
+        self._file_model = fields["model"]
+        self._offer_model_of_file()
+        choose(self.model, self._file_model)
         self.output.setText(str(fields["output"]).rstrip("/\\") or "/")
         self.ending.setText(fields["ending"])
         choose(self.format, fields["format"])

@@ -91,11 +91,12 @@ def _film(folder: Path, axes: str | None) -> list[LayerData]:
     ]
 
 
-def _classes(model: str) -> list[dict[str, Any]]:
+def _classes(model: str | list[str]) -> list[dict[str, Any]]:
     from napari_tttunet.dock_work import read_library
 
+    names = [model] if isinstance(model, str) else model  # that are averaged find the same
     for entry in read_library():
-        if model in (entry["name"], entry["path"]) and entry["error"] is None:
+        if {entry["name"], entry["path"]} & set(names) and entry["error"] is None:
             return described_classes(entry)
     return []
 

@@ -186,6 +186,8 @@ class SegmentDock(QWidget):
     def _layers_changed(self, *_: Any) -> None:
         from napari.layers import Shapes
 
+        if self.viewer.layers:
+            self.run.warm_up()
         self.view.list_shapes([x for x in self.viewer.layers if isinstance(x, Shapes)])
         if self.labels is not None and self.labels not in self.viewer.layers:
             self.labels = None

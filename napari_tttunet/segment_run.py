@@ -24,7 +24,7 @@ from tttunet.errors import TTTUNetError
 
 #: Labels of a whole image are made for a part of it only if they are at most so large.
 LARGEST_WHOLE = 2**30
-#: Milliseconds from the opening of a dock, which shall be drawn first.
+#: Milliseconds from the opening of a dock or an image, which shall be drawn first.
 _WARM_UP_AFTER = 500
 #: A preview is shown only if at least so many seconds are left: napari takes longer to add a layer
 #: than a small image takes to be segmented.
@@ -108,6 +108,9 @@ class SegmentRun(QObject):
         self._decoding: dict[str, Any] | None = None
         self._next_decoding: dict[str, Any] | None = None
         self._closed = False
+
+    def warm_up(self) -> None:
+        """Have the first result appear sooner; to be called when there is a layer."""
         QTimer.singleShot(_WARM_UP_AFTER, warm_up)
 
     @property

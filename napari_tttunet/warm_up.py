@@ -2,6 +2,10 @@
 
 For that one napari imports pandas and loads compiled colour functions: a second in which a window
 does not answer, just when the first result arrives. Here a thread does the same beforehand.
+
+It begins only when there is a layer. The first one makes napari read its units, in whatever thread
+that is, and until they are read no other thread can make a layer: an image that is opened
+meanwhile would be refused.
 """
 
 from __future__ import annotations

@@ -167,8 +167,6 @@ def segment(
     tile_numbers = () if tile is None else _parse_tile(tile)
     thresholds = _thresholds(decoding or [], min_size)
     models = model or [DEFAULT_MODEL]
-    if engine and len(models) > 1:
-        raise typer.BadParameter("takes a single --model", param_hint="--engine")
     if engine:
         from tttunet.cli.batch import run_batch
         from tttunet.engine.batch import Batch
@@ -176,7 +174,7 @@ def segment(
         fields = {
             "inputs": tuple(inputs),
             "output": output,
-            "model": models[0],
+            "model": models,
             "overlay": overlay,
             "table": table,
             "adaptation_map": adaptation_map,

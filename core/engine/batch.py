@@ -16,7 +16,6 @@ from tttunet.errors import TTTUNetError
 from tttunet.files import atomic_write
 from tttunet.inference.files import LABELS_ENDING, OFFERED_SUFFIXES, Existing
 from tttunet.models.card import first_problem
-from tttunet.models.config import CARD_NAME
 from tttunet.models.library import list_models
 from tttunet.networks.config import StrictModel
 
@@ -34,7 +33,7 @@ class Batch(StrictModel):
         version: of this format.
         inputs: files, folders and globs; a folder of DICOM slices is one image.
         output: folder of the results; for a single image also the name of the label file.
-        model: name or path.
+        model: name or path; of several the probabilities are averaged.
         ending: what the names of label files end in.
         format: of the label files; `auto` keeps NIfTI, NRRD and MHA, makes NRRD of DICOM, and
             OME-TIFF of others.
@@ -59,7 +58,7 @@ class Batch(StrictModel):
     version: Literal[1] = 1
     inputs: tuple[str, ...] = Field(min_length=1)
     output: str
-    model: str = "nuclei"
+    model: str | tuple[str, ...] = "nuclei"
     ending: str = LABELS_ENDING
     format: str = "auto"
     overlay: bool = False
@@ -76,6 +75,20 @@ class Batch(StrictModel):
     frames: bool = False
     smoothing: int = Field(1, ge=1)
     existing: Existing = "skip"
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return (self.model,) if isinstance(self.model, str) else self.model
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list | tuple) or not all(isinstance(one, str) for one in names):
+            raise ValueError("write a name or a path, or several in brackets")
+        if not names:
+            raise ValueError("there is none")
+        return names[0] if len(names) == 1 else tuple(names)
 
     @field_validator("inputs", "tile", mode="before")
     @classmethod
@@ -172,19 +185,20 @@ class Batch(StrictModel):
                 path = Path(glob.escape(str(base))) / Path(text).expanduser()
             return str(path) + ending
 
+        models = tuple(one if _is_name(one, base) else place(one) for one in self.models)
         changes = {
             "inputs": tuple(map(place, self.inputs)),
             "output": place(self.output),
-            "model": self.model if self._names_a_model(base) else place(self.model),
+            "model": models if len(models) > 1 else models[0],
         }
         return self.model_copy(update=changes)
 
-    def _names_a_model(self, base: Path) -> bool:
-        """Whether `model` is a name in the library rather than a path, as in `library.resolve`."""
-        if model_reference(self.model) != self.model:
-            return False
-        in_library = self.model in {entry.name for entry in list_models()}
-        return in_library or not (base / self.model / CARD_NAME).is_file()
+
+def _is_name(model: str, base: Path) -> bool:
+    """Whether it is a name in the library rather than a path, as in `library.resolve`."""
+    if model_reference(model) != model:
+        return False
+    return model in {entry.name for entry in list_models()} or not (base / model).is_dir()
 
 
 def _text(content: dict[str, Any], path: Path) -> str:
@@ -221,7 +235,9 @@ def segment_command(plan: Mapping[str, Any]) -> str | None:
     if plan["ending"] != LABELS_ENDING or plan["format"] != "auto":
         return None
     words = ["tttunet", "segment", *map(str, plan["inputs"]), "--engine"]
-    words += ["--output", plan["output"] or "labels/", "--model", plan["model"]]
+    models = [plan["model"]] if isinstance(plan["model"], str) else plan["model"]
+    words += ["--output", plan["output"] or "labels/"]
+    words += [word for model in models for word in ("--model", model)]
     extras = ("overlay", "table", "adaptation_map")
     words += [f"--{name.replace('_', '-')}" for name in extras if plan.get(name)]
     words += ["--frames"] if plan.get("frames") else []

@@ -96,7 +96,7 @@ def plan_finetune(
         folder = resolve(request.model).resolve()
         config = read_config(folder)
         device = str(pick_device(str(options.get("device", "auto"))))
-        key = folder, device, "tile", False
+        key = (folder,), device, "tile", False
         rate = models.rates[key] if key in models.warm else None
     else:
         config = initial_model(None, material, "new", seed).config

@@ -9,7 +9,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ ACTIVATION_MAPS = 9.0
 DECODE_BYTES = 90
 OVERHEAD = 128 * 2**20
 _CGROUP = Path("/sys/fs/cgroup")
+_OWN_GROUP, _STATM = Path("/proc/self/cgroup"), Path("/proc/self/statm")
 _MESSAGES = (
     "out of memory",
     "not enough memory",
@@ -59,25 +60,39 @@ def host_memory() -> tuple[int | None, int | None]:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 available = int(line.split()[1]) * 1024
-    limit, used = (_cgroup(name) for name in ("memory.max", "memory.current"))
-    if limit is not None and total is not None and limit < total:
-        total = limit
-        if available is not None and used is not None:
-            # Files that were read count as used, and make room when it is needed.
-            available = min(
-                available, limit - used + (_cgroup("memory.stat", "inactive_file") or 0)
-            )
+    for limit, free in (*_group_limits(), *_address_space()):
+        total = limit if total is None else min(total, limit)
+        available = free if available is None else min(available, free)
     return total, available
 
 
-def _cgroup(name: str, field: str = "") -> int | None:
-    """A number of the control group (version 2); None outside of one."""
-    with contextlib.suppress(OSError, ValueError):
-        text = (_CGROUP / name).read_text()
-        if not field:
-            return int(text)
-        return next(int(line.split()[1]) for line in text.splitlines() if line.startswith(field))
-    return None
+def _group_limits() -> Iterator[tuple[int, int]]:
+    """Limit and what is left of it, of the control groups (version 2) this process is in."""
+    named = re.search("^0::/(.*)$", _text(_OWN_GROUP), re.MULTILINE)
+    own = Path(named[1] if named else "")
+    for group in (_CGROUP / part for part in (own, *own.parents)):
+        with contextlib.suppress(ValueError):  # there is no limit
+            limit, used = (int(_text(group / name)) for name in ("memory.max", "memory.current"))
+            # Files that were read count as used, and make room when it is needed.
+            found = re.search(r"^inactive_file (\d+)$", _text(group / "memory.stat"), re.MULTILINE)
+            yield limit, limit - used + (int(found[1]) if found else 0)
+
+
+def _address_space() -> Iterator[tuple[int, int]]:
+    """The same of this process's address space (`ulimit -v`), if that is limited."""
+    with contextlib.suppress(ImportError, OSError):
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            pages = int(_STATM.read_text().split()[0])
+            yield limit, max(0, limit - pages * resource.getpagesize())
+
+
+def _text(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text()
+    return ""
 
 
 def device_memory(device: str) -> tuple[int | None, int | None]:

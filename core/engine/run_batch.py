@@ -49,7 +49,7 @@ def run_batch(batch: Batch, reporter: Reporter, models: LoadedModels) -> dict[st
     )
     pick_device(batch.device)
     reporter.stage("loading the model")
-    folder, model = models.get(batch.model)
+    folders, model = models.get(*batch.models)
     jobs = without_further_channels(jobs, model.config)
     decoding = changed_decoding(model.config, batch.decoding)
     options: dict[str, Any] = {
@@ -65,7 +65,7 @@ def run_batch(batch: Batch, reporter: Reporter, models: LoadedModels) -> dict[st
         "cancel": reporter.is_cancelled,
         "note": reporter.log,
         "compute": functools.partial(
-            segment_in_memory, reporter=reporter, models=models, folder=folder
+            segment_in_memory, reporter=reporter, models=models, folders=folders
         ),
     }
     start, states = time.monotonic(), []

@@ -6,7 +6,6 @@ import math
 import time
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -18,7 +17,7 @@ from tttunet.engine.ladder import Rung, climb_down, rungs
 from tttunet.engine.memory import Estimate, device_memory, estimate, host_memory
 from tttunet.engine.messages import Decode, Partial, Review, Segment, package_version
 from tttunet.engine.messages import Estimate as EstimateRequest
-from tttunet.engine.models import LoadedModels
+from tttunet.engine.models import Folders, LoadedModels
 from tttunet.engine.worker import Reporter
 from tttunet.errors import Cancelled, ImageError
 from tttunet.imaging import Image
@@ -75,7 +74,7 @@ def run_segment(
         The result for the client, and the maps if there is room to keep them.
     """
     reporter.stage("loading the model")
-    folder, model = models.get(request.model)
+    folders, model = models.get(request.model)
     decoding = changed_decoding(model.config, request.decoding)
     reporter.stage("reading the image")
     image, grid = open_image(request.image, request.channel)
@@ -89,7 +88,7 @@ def run_segment(
         model,
         reporter=reporter,
         models=models,
-        folder=folder,
+        folders=folders,
         progress=lambda done, total: _tell(reporter, done, total),
         cancel=reporter.is_cancelled,
         device=request.device,
@@ -118,7 +117,7 @@ def segment_in_memory(
     *,
     reporter: Reporter,
     models: LoadedModels,
-    folder: Path,
+    folders: Folders,
     device: str = "auto",
     tile: tuple[int, ...] | None = None,
     **options: Any,
@@ -155,7 +154,7 @@ def segment_in_memory(
             stitch_on_cpu=way.stitch_on_cpu,
             **options,
         )
-        key = folder, way.device, *how
+        key = folders, way.device, *how
         if key in models.rates:
             models.warm.add(key)
         models.rates[key] = result.seconds / need(way).work
@@ -310,7 +309,7 @@ def run_estimate(request: EstimateRequest, models: LoadedModels) -> dict[str, An
         adaptation_map=request.adaptation_map,
     )
     available, device_available = host_memory()[1], device_memory(device)[1]
-    rate = models.rates.get((folder, device, request.adaptation, request.adaptation_map))
+    rate = models.rates.get(((folder,), device, request.adaptation, request.adaptation_map))
     return {
         "device": device,
         "tile": list(need.tile),

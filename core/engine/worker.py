@@ -124,7 +124,7 @@ def _failure(error: BaseException) -> messages.Failed:
         return messages.Failed(
             "memory",
             "There is not enough memory.",
-            "Close other programs, or choose a smaller tile.",
+            "Close other programs, or take a part of the image.",
             details,
         )
     if isinstance(error, OSError):

@@ -141,7 +141,9 @@ class _Choice:
             self.openvino = _compiled(network, tuple(x.shape))
             other = self.openvino(x)
         except Exception as error:  # an optional library: whatever it is, PyTorch is there
-            self._choose("torch", f"OpenVINO failed: {error}", logging.WARNING)
+            # It says at length in which of its files.
+            _log.debug("OpenVINO failed: %s", error)
+            self._choose("torch", "OpenVINO could not compile it", logging.WARNING)
             return y
         difference = float((other - y).abs().max() / (y.max() - y.min()))
         if not difference <= TOLERANCE:

@@ -96,13 +96,13 @@ def load_ensemble(references: Sequence[str | Path]) -> Model:
     Raises:
         ModelError: one cannot be loaded, or they do not fit each other.
     """
-    folders = [member for reference in references for member in _members(reference)]
+    folders = [member for reference in references for member in members(reference)]
     if len(folders) == 1:
         return load_model(folders[0])
     return ensemble([load_model(folder) for folder in folders])
 
 
-def _members(reference: str | Path) -> list[str | Path]:
+def members(reference: str | Path) -> list[str | Path]:
     """The folders of the folds, if it is a folder of these; else the reference itself."""
     folder = Path(reference).expanduser()
     known = isinstance(reference, str) and reference in {entry.name for entry in list_models()}

@@ -316,10 +316,18 @@ def test_several_models_are_averaged(run: Run, tmp_path: Path):
     np.testing.assert_array_equal(found["both"], found["folder"])
     assert (found["both"] != found["a"]).any()
     assert (found["both"] != found["b"]).any()
-    words = [word for model in folders for word in ("--model", model)]
-    ran = run("segment", source, "-o", tmp_path / "c.ome.tif", "--engine", *words)
-    assert ran.code == 2
-    assert "single --model" in ran.err
+    for name, models in {"both": folders, "folder": [tmp_path / "folds"]}.items():
+        words = [word for model in models for word in ("--model", model)]
+        ran = run("segment", source, "-o", tmp_path / "engine.ome.tif", "--engine", *words)
+        assert ran.code == 0, ran.err
+        by_engine = load_labels(tmp_path / "engine.ome.tif").array
+        np.testing.assert_array_equal(by_engine, found[name])
+        (tmp_path / "engine.ome.tif").unlink()
+    other = tiny_model("instance").save(tmp_path / "other")
+    words = ("--engine", "-m", folders[0], "-m", other)
+    ran = run("segment", source, "-o", tmp_path / "engine.ome.tif", *words)
+    assert ran.code == 1
+    assert "differ in their task" in ran.err
 
 
 def test_a_film_frame_by_frame(run: Run, tmp_path: Path, instance_model):

@@ -74,6 +74,12 @@ def test_paths_start_from_the_folder_of_the_file(tmp_path: Path):
     names = {name: Batch(inputs=("a",), output="o", model=name) for name in ("nuclei", "own")}
     assert names["nuclei"].absolute(tmp_path).model == "nuclei"
     assert names["own"].absolute(tmp_path).model == str(tmp_path / "own")
+    (tmp_path / "folds" / "0").mkdir(parents=True)
+    several = Batch(inputs=("a",), output="o", model=["nuclei", "own", "folds"])
+    folders = (str(tmp_path / "own"), str(tmp_path / "folds"))
+    assert several.absolute(tmp_path).model == ("nuclei", *folders)
+    assert Batch.read(several.write(tmp_path / "several.yaml")) == several.absolute(tmp_path)
+    assert Batch(inputs=("a",), output="o", model=["own"]).model == "own"
 
 
 @pytest.mark.parametrize(
@@ -88,6 +94,8 @@ def test_paths_start_from_the_folder_of_the_file(tmp_path: Path):
         ("inputs: a\noutput: out\nformat: .gif", "format: choose auto or one of .ome.tif"),
         ("inputs: a\noutput: out\nending: a/b", "ending"),
         ("inputs: a\noutput: out\nversion: 2", "version"),
+        ("inputs: a\noutput: out\nmodel: []", "model: there is none"),
+        ("inputs: a\noutput: out\nmodel: 3", "model: write a name or a path"),
         ("inputs: [a\noutput: out", "no valid YAML in line 2"),
         ("- a\n- b", "holds no fields"),
         ("", "holds no fields"),
@@ -251,5 +259,7 @@ def test_a_batch_as_a_command():
         f"{command} --overlay --adaptation-map --overwrite --axes ZYX --tile 64,96 --overlap 0.0 "
         "--decoding min_size=3"
     )
+    several = segment_command({**plain, "model": ["a", "b"]})
+    assert several.endswith("--output o/ --model a --model b")
     assert segment_command({**plain, "ending": "_seg"}) is None
     assert segment_command({**plain, "format": ".nrrd"}) is None

@@ -14,6 +14,7 @@ from torch import nn
 
 from tiny import make_config
 from tttunet.engine import jobs, memory, segmenting
+from tttunet.engine.client import Engine
 from tttunet.engine.ladder import climb_down, rungs
 from tttunet.engine.memory import estimate, is_out_of_memory
 from tttunet.engine.messages import ImageRef, Log, Progress, Segment
@@ -21,7 +22,7 @@ from tttunet.engine.worker import Reporter, _outcome
 from tttunet.inference.segment import segment
 from tttunet.models.model import Model
 
-from .conftest import noise
+from .conftest import finish, kill, noise
 
 
 class Hungry(nn.Module):
@@ -54,7 +55,7 @@ def hungry(monkeypatch):
         torch.manual_seed(0)
         model = Model.create(make_config(2, "semantic"))
         model.network = Hungry(model.network.eval(), room, error)
-        monkeypatch.setattr(jobs._MODELS, "get", lambda name: (Path(name), model))
+        monkeypatch.setattr(jobs._MODELS, "get", lambda name: ((Path(name),), model))
         return model
 
     return make
@@ -225,3 +226,45 @@ def test_files_that_were_read_leave_their_memory(tmp_path, monkeypatch):
     (tmp_path / "memory.stat").write_text(f"anon 4096\ninactive_file {gibibyte // 2}\nfile 0\n")
     monkeypatch.setattr(memory, "_CGROUP", tmp_path)
     assert memory.host_memory() == (gibibyte, gibibyte // 2 + 4096)
+
+
+def test_the_smallest_limit_of_all_groups_around_counts(tmp_path, monkeypatch):
+    """As a job of a cluster has them: the root has none, the job and its step have."""
+    mebibyte = 2**20
+    for group, limit in (("job", "max"), ("job/step", 300 * mebibyte), ("job/step/task", "max")):
+        (tmp_path / group).mkdir()
+        (tmp_path / group / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / group / "memory.current").write_text(f"{100 * mebibyte}\n")
+    (tmp_path / "own").write_text("0::/job/step/task\n")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "_OWN_GROUP", tmp_path / "own")
+    assert memory.host_memory() == (300 * mebibyte, 200 * mebibyte)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="looks at /proc")
+def test_a_worker_with_a_real_limit_goes_down_or_refuses(engine: Engine, models):
+    """Of its address space; the job after one that was refused works."""
+    resource = pytest.importorskip("resource")
+    model = models[2, "instance"]
+    assert finish(engine.segment(noise((64, 64)), axes="YX", model=model)).kind == "done"
+    pid = engine.worker_pid
+    heard: list[str] = []
+
+    def hear(_job: Any, event: Any) -> None:
+        if isinstance(event, Log):
+            heard.append(event.message)
+
+    try:
+        used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.prlimit(pid, resource.RLIMIT_AS, (used + 40 * 2**20, resource.RLIM_INFINITY))
+        large, tile = noise((1200, 1200)), (512, 512)
+        job = engine.segment(large, axes="YX", model=model, tile=tile, on_event=hear)
+        outcome = finish(job)
+        assert (outcome.kind, outcome.problem) == ("failed", "memory"), outcome
+        assert outcome.message == "There is not enough memory."
+        assert "Memory would not suffice; trying tiles of 256 x 256." in heard
+        after = finish(engine.segment(noise((64, 64)), axes="YX", model=model))
+        assert after.kind == "done", after
+        assert engine.worker_pid == pid
+    finally:
+        kill(pid)

@@ -145,10 +145,12 @@ def test_a_failure_leaves_pytorch(caplog, monkeypatch):
     monkeypatch.setattr(accelerate, "_compiled", fail)
     network, x = make(CONFIGS["paper2d"])
     forward = Accelerated(network)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.DEBUG):
         for _ in range(4):
             assert torch.equal(forward(x), network(x))
     assert "OpenVINO failed: no such instruction" in caplog.text
+    (told,) = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+    assert told == "The network is computed by torch; OpenVINO could not compile it."
 
 
 def test_other_networks_are_left_alone():

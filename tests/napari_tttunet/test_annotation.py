@@ -314,14 +314,13 @@ def test_what_was_done_before_the_project_came_is_not_undone_halfway() -> None:
 def test_a_stroke_that_goes_on_while_the_project_comes_counts() -> None:
     layer, annotation, _ = annotated(some_labels())
     layer.brush_size = 1
-    layer._begin_stroke()  # as the mouse is pressed
-    layer.paint((50, 10), 8)
-    plan = annotation.plan([stored_object()])
-    annotation.settle()
-    assert annotation.edits > plan.edits
-    restore(annotation, [stored_object()])
-    layer.paint((50, 11), 8)
-    layer._commit_stroke()
+    with layer.block_history():  # while the mouse is pressed
+        layer.paint((50, 10), 8)
+        plan = annotation.plan([stored_object()])
+        annotation.settle()
+        assert annotation.edits > plan.edits
+        restore(annotation, [stored_object()])
+        layer.paint((50, 11), 8)
     assert (annotation.state[50, 10:12] == OBJECT).all()
 
 

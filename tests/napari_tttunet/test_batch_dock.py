@@ -358,6 +358,21 @@ def test_a_film_is_smoothed_by_its_file(dock: Any, qtbot: Any, tmp_path: Path):
     assert dock.form.smoothing.value() == 3
 
 
+def test_models_that_only_a_file_names_stay(dock: Any, qtbot: Any, tmp_path: Path):
+    """Also when the library is read again, as after a fine-tuning."""
+    from napari_tttunet.dock_work import read_library
+
+    crop("fluorescence", tmp_path / "a.png")
+    averaged = [str(tmp_path / name) for name in ("one", "two")]
+    for model in (averaged[0], averaged):
+        (tmp_path / "plan.yaml").write_text(f"inputs: a.png\noutput: out/\nmodel: {model}\n")
+        dock.open_plan(str(tmp_path / "plan.yaml"))
+        qtbot.waitUntil(lambda model=model: dock.plan()["model"] == model, timeout=PATIENCE)
+        dock.form.show_models(read_library())
+        assert dock.plan()["model"] == model
+    assert dock.form.model.currentText() == "2 models"
+
+
 def test_files_are_dropped_removed_and_judged(dock: Any, qtbot: Any, plate: Path, tmp_path: Path):
     from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
     from qtpy.QtGui import QDragEnterEvent, QDropEvent
