@@ -22,6 +22,7 @@ from tttunet.engine.worker import Reporter
 from tttunet.errors import Cancelled, ImageError
 from tttunet.imaging import Image
 from tttunet.imaging.preprocess import Place, place_of
+from tttunet.imaging.readers import check_numbers
 from tttunet.inference.allocator import release_memory
 from tttunet.inference.device import pick_device
 from tttunet.inference.segment import (
@@ -78,6 +79,7 @@ def run_segment(
     decoding = changed_decoding(model.config, request.decoding)
     reporter.stage("reading the image")
     image, grid = open_image(request.image, request.channel)
+    check_numbers(image.array, "The image", "Choose another part of it, or look how it was made.")
     for note in image.notes:
         reporter.log(note, "warning")
     maps = _Maps(request, model.config, image, grid)

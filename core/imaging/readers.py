@@ -71,12 +71,19 @@ def load_image(path: str | Path, axes: str | None = None) -> Image:
             ambiguous or contradict `axes`; or no pixel holds a number (all are NaN or infinite).
     """
     image = _load(path, axes, palette_numbers=False)
-    if image.array.dtype.kind == "f" and not np.isfinite(image.array).any():
-        raise ImageError(
-            f"'{path}' holds no numbers: every pixel is NaN or infinite.",
-            "Export it again from the program that wrote it.",
-        )
+    check_numbers(image.array, f"'{path}'", "Export it again from the program that wrote it.")
     return image
+
+
+def check_numbers(array: np.ndarray, name: str, hint: str) -> None:
+    """Refuses pixels that are all NaN or infinite.
+
+    Raises:
+        ImageError: not one of them is a number.
+    """
+    # Row by row: mostly the first one tells, and a large image is not read for it.
+    if array.dtype.kind == "f" and not any(np.isfinite(part).any() for part in array):
+        raise ImageError(f"{name} holds no numbers: every pixel is NaN or infinite.", hint)
 
 
 def load_channels(paths: Sequence[str | Path]) -> Image:

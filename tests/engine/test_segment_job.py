@@ -207,6 +207,15 @@ def test_empty_image_is_refused(engine: Engine, models):
     assert "empty" in failed.message
 
 
+def test_an_image_without_numbers_is_refused(engine: Engine, models):
+    job = engine.segment(
+        np.full((8, 8), np.nan, np.float32), axes="YX", model=models[2, "instance"]
+    )
+    failed = finish(job)
+    assert failed.problem == "input"
+    assert "holds no numbers: every pixel is NaN or infinite" in failed.message
+
+
 def test_a_defect_has_its_traceback(engine: Engine, models, tmp_path: Path):
     broken = tmp_path / "no" / "folder"
     job = engine.request(Decode(str(broken / "labels.npy")))
