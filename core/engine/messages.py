@@ -143,6 +143,25 @@ class Review(Message, kind="review"):
 
 
 @dataclass(frozen=True)
+class ReviewImage(Message, kind="review_image"):
+    """Where to look first in an image of a project, which is segmented for that.
+
+    Attributes:
+        project: its folder.
+        image: id of the image.
+        model: name or folder.
+        device: as for `Segment`.
+        count: at most so many places are returned.
+    """
+
+    project: str
+    image: str
+    model: str
+    device: str = "auto"
+    count: int = 500
+
+
+@dataclass(frozen=True)
 class Estimate(Message, kind="estimate"):
     """What a `Segment` would need; nothing is computed.
 
@@ -401,7 +420,8 @@ class Failed(Message, kind="failed"):
     """The job could not be done.
 
     Attributes:
-        problem: `input`, `memory`, `disk`, `version`, `worker` (it does not start) or `defect`.
+        problem: `input`, `memory`, `disk`, `version`, `worker` (it does not start), `busy` (hours
+            may pass before it) or `defect`.
         message: what is wrong, in one sentence.
         hint: what to do about it.
         details: the traceback of a defect.
