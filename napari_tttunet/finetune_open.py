@@ -78,11 +78,10 @@ def fresh(
         numbers: of objects that were looked at; since then they may have got another shape.
         points: that were looked at.
     """
-    instances = annotation.task == "instance"
+    objects = numbers - {0} if annotation.task == "instance" else set[int]()
     pairs = zip(places.numbers.tolist(), places.centres, strict=True)
     seen = [
-        (instances and number > 0 and number in numbers) or _near(annotation.in_image(centre), points)
-        for number, centre in pairs
+        number in objects or _near(annotation.in_image(centre), points) for number, centre in pairs
     ]
     return ~np.array(seen, bool)
 

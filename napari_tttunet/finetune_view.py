@@ -56,8 +56,8 @@ _TIPS = {
     "with the button the chosen one.",
     "next_unchecked": "Go to the next place that nobody checked: where the network was unsure or "
     "an outline has dents, and where it saw something without label. If its output is not kept any "
-    "more, objects of unusual size come first. After the five most doubtful places of an image, the "
-    "most doubtful image of the project is next.",
+    "more, objects of unusual size come first. After the five most doubtful ones, the project's "
+    "most doubtful image is next.",
 }
 
 

@@ -318,6 +318,7 @@ class Engine(Lane):
         axes: str = "",
         image: Mapping[str, Any] | None = None,
         channel: str = "",
+        part: Sequence[tuple[int, int]] = (),
         control: str | Path = "",
         on_event: OnEvent | None = None,
         **options: Any,
@@ -328,10 +329,13 @@ class Engine(Lane):
             model: name or folder of the model to start from; empty: a new one.
             data: folder of a project or a data set.
             output: working folder.
-            view: array that is segmented every few seconds, for a `Preview` with all its labels.
+            view: array of which `part` is segmented every few seconds, for a `Preview` with all
+                labels of the part.
             axes: of the view.
             image: further fields of `messages.ImageRef` for the view.
             channel: of the view.
+            part: [start, stop) per axis of the view but S, normalised as the whole view is; empty:
+                all of it.
             control: a text file that you write `pause`, `stop` or nothing to.
             options: further arguments of `tttunet.finetune`.
         """
@@ -351,6 +355,7 @@ class Engine(Lane):
                 str(folder / "preview.npy") if reference else "",
                 channel,
                 str(Path(control).absolute()) if control else "",
+                tuple((start, stop) for start, stop in part),
             )
 
         size = 0 if view is None else int(np.prod(view.shape, dtype=np.int64)) * 16

@@ -14,6 +14,8 @@ from tttunet.engine.messages import Finetune, Log, Metric, Partial, PlanFinetune
 from tttunet.engine.models import LoadedModels
 from tttunet.engine.worker import Reporter
 from tttunet.errors import Cancelled, TTTUNetError
+from tttunet.imaging.normalise import Scales
+from tttunet.imaging.preprocess import image_scales
 from tttunet.inference.device import pick_device
 from tttunet.inference.segment import segment
 from tttunet.models.card import read_config
@@ -137,12 +139,17 @@ def _tell(event: TrainEvent, reporter: Reporter) -> None:
 
 
 class _Preview:
-    """Segments the user's view with the model of the moment, and tells where the labels are."""
+    """Segments the user's view with the model of the moment, and tells where the labels are.
+
+    Intensities are normalised as in a segmentation of the whole image.
+    """
 
     def __init__(self, request: Finetune, reporter: Reporter) -> None:
         assert request.view is not None
-        self._image, self._grid = open_image(request.view, request.channel)
+        self._whole, _ = open_image(request.view, request.channel)
+        self._image, self._grid = open_image(request.view, request.channel, request.part)
         self._path, self._reporter = Path(request.preview), reporter
+        self._scales: Scales | None = None
         self._failed = False
 
     def __call__(self, model: Model) -> None:
@@ -157,7 +164,11 @@ class _Preview:
             self._reporter.log(f"The preview is left out: {error}")
 
     def _show(self, model: Model) -> None:
-        labels = segment(self._image, model, cancel=self._reporter.is_cancelled).labels
+        config, stop = model.config, self._reporter.is_cancelled
+        if self._scales is None and "T" not in self._whole.axes:
+            channels = config.network.input_channels
+            self._scales = image_scales(self._whole, config.plan, channels)
+        labels = segment(self._image, model, scales=self._scales, cancel=stop).labels
         # The client may still be reading the last one.
         fresh = self._path.with_name(f"new-{self._path.name}")
         _, view = self._grid.create(fresh, labels.dtype)

@@ -203,8 +203,10 @@ class Finetune(Message, kind="finetune"):
         data: folder of a project or a data set.
         output: working folder.
         options: further arguments of `tttunet.finetune`.
-        view: what the user looks at, segmented every few seconds; None: nothing.
-        preview: the .npy file that receives its labels, which `Partial` tells of.
+        view: an image, of which a part is segmented every few seconds; None: nothing.
+        part: what the user looks at, [start, stop) per axis of the view but S; empty: all of it.
+            Intensities are normalised as those of the whole view.
+        preview: the .npy file that receives the labels of the part, which `Partial` tells of.
         channel: name or number of the view's one channel; empty: all.
         control: a text file that is read at every step: `pause` waits, `stop` ends the training
             with the best model so far, anything else goes on. It need not exist.
@@ -218,6 +220,7 @@ class Finetune(Message, kind="finetune"):
     preview: str = ""
     channel: str = ""
     control: str = ""
+    part: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

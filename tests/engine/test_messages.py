@@ -30,7 +30,13 @@ EXAMPLES = [
     messages.ReviewImage("project", "plate-1", "nuclei"),
     messages.Train("data", "run", {"steps": 3}),
     messages.Finetune(
-        "nuclei", "project", "run", {"seed": 1}, ImageRef(array="view.npy", axes="YX"), "out.npy"
+        "nuclei",
+        "project",
+        "run",
+        {"seed": 1},
+        ImageRef(array="view.npy", axes="YX"),
+        "out.npy",
+        part=((3, 9), (0, 20)),
     ),
     messages.PlanFinetune("nuclei", "project", {"seed": 1}),
     messages.Evaluate("a", "b", "instance"),
