@@ -61,6 +61,7 @@ class FinetuneDock(QWidget):
         self.viewer = real_viewer(napari_viewer)
         self.settings = Settings()
         self.models: list[dict[str, Any]] = []
+        self._noted = ""
         self._background = Background(self)
         self._cleanup = Cleanup(self)
         self.run = FinetuneRun(self.viewer)
@@ -131,6 +132,7 @@ class FinetuneDock(QWidget):
         for changed in (work.changed, view.expert.changed, view.model.activated):
             changed.connect(lambda *_: self._show_timer.start())
         self.time.told.connect(view.show_time)
+        self.time.noted.connect(self._note)
         work.opened.connect(self._opened)
         self.training.changed.connect(self._show_state)
         decision.changed.connect(self._decided)
@@ -211,7 +213,7 @@ class FinetuneDock(QWidget):
         images = [(image.name, image.id) for image in project.images] if project else []
         view.list_images(images, work.image.id if work.image is not None else "")
         self.classes.show()
-        counted = f"Will be used: {work.text}." if work.text else ""
+        counted = f"Will be used: {work.text}. {self._noted}".strip() if work.text else ""
         used = counted if project is not None else _NO_PROJECT
         running = self.training.busy
         view.show_state(used, self.corrections.labels is not None, project is not None, running)
@@ -223,13 +225,18 @@ class FinetuneDock(QWidget):
         view.resume.setVisible(resumable and self.decision.run is None)
         self._time_timer.start()
 
+    def _note(self, text: str) -> None:
+        """What is said beside the number of labels."""
+        self._noted = text
+        self._show_timer.start()
+
     def _ask_time(self) -> None:
         project, work = self.work.project, self.work
         if project is None or self.training.busy or not self.models:
             return
         model = str(self.view.model.currentData() or "")
         options = self.view.expert.options()
-        state = f"{work.text} {len(project.versions)}"
+        state = f"{work.text} {len(project.versions)} {project.classes}"
         self.time.ask(str(project.folder), model_folder(project, model), options, state)
 
     def _remove_region(self) -> None:
@@ -260,6 +267,7 @@ class FinetuneDock(QWidget):
         self._show_models()
         self.view.expert.show_options(last_options(project))
         self.decision.forget()
+        self._noted = ""
         self.view.curve.hide()
         if project.problems:
             self.view.message.tell("warning", " ".join(project.problems[:3]))

@@ -22,9 +22,10 @@ from tttunet.models.card import read_config
 from tttunet.models.library import resolve
 from tttunet.models.model import Model
 from tttunet.training.comparison import COMPARISON_NAME
-from tttunet.training.defaults import choose_settings
+from tttunet.training.defaults import SHARE, choose_settings
 from tttunet.training.finetune import FinetuneResult, finetune
 from tttunet.training.holdout import hold_out
+from tttunet.training.notes import of_classes
 from tttunet.training.samples import read_material
 from tttunet.training.trainer import TrainEvent
 from tttunet.training.transfer import initial_model, same_question
@@ -32,7 +33,7 @@ from tttunet.training.transfer import initial_model, same_question
 #: What a control file may say; anything else, or no file: go on.
 PAUSE, STOP = "pause", "stop"
 #: Arguments of `finetune` that are not for a request's options.
-_OURS = {"model", "data", "output", "listener", "cancel", "stop", "pause", "preview"}
+_OURS = {"model", "data", "output", "listener", "cancel", "stop", "pause", "preview", "say"}
 
 
 def run_finetune(request: Finetune, reporter: Reporter) -> dict[str, Any]:
@@ -55,6 +56,12 @@ def run_finetune(request: Finetune, reporter: Reporter) -> dict[str, Any]:
             f"A fine-tuning has no option '{unknown[0]}'.", f"There are {', '.join(sorted(known))}."
         )
     control = Path(request.control) if request.control else None
+    said: list[str] = []
+
+    def say(note: str) -> None:
+        said.append(note)
+        reporter.send(Log("info", note))
+
     result = finetune(
         request.model or None,
         request.data,
@@ -65,9 +72,11 @@ def run_finetune(request: Finetune, reporter: Reporter) -> dict[str, Any]:
         stop=lambda: _said(control) == STOP,
         pause=lambda: _said(control) == PAUSE,
         preview=_Preview(request, reporter) if request.view and request.preview else None,
+        say=say,
     )
     for note in result.notes:
-        reporter.send(Log("info", note))
+        if note not in said:
+            say(note)
     return _ready(result)
 
 
@@ -80,14 +89,14 @@ def plan_finetune(
         `train` and `held_out`: numbers of labelled parts; `steps` at most (None if only the time
         is limited) and `minutes` at most (None without limit); `pixels` per step; `rate`: seconds
         per pixel of the last segmentation with the model in this process; None if there was none
-        but the first, which is slow.
+        but the first, which is slow. `notes`: what is learnt about classes that nobody marked.
 
     Raises:
         TTTUNetError: the project cannot be trained on, or the model is unknown.
     """
     reporter.stage("looking at the corrections")
     options = dict(request.options)
-    seed, share = int(options.get("seed", 0)), float(options.get("share", 0.25))
+    seed, share = int(options.get("seed", 0)), float(options.get("share", SHARE))
     # Twenty volumes are not read for a number.
     material = read_material(request.data, pixels=False)
     train, val = material.samples, material.val
@@ -97,11 +106,13 @@ def plan_finetune(
     if request.model:
         folder = resolve(request.model).resolve()
         config = read_config(folder)
+        notes = of_classes(config, material)
         device = str(pick_device(str(options.get("device", "auto"))))
         key = folder, device, "tile", False
         rate = models.rates[key] if key in models.warm else None
     else:
         config = initial_model(None, material, "new", seed).config
+        notes = of_classes(None, material)
     chosen = dict(options.get("options") or {})
     chosen |= {name: options.get(name) for name in ("max_minutes", "steps", "learning_rate")}
     settings = choose_settings(
@@ -120,6 +131,7 @@ def plan_finetune(
         "minutes": settings.max_minutes,
         "pixels": settings.batch_size * math.prod(patch),
         "rate": rate,
+        "notes": notes,
     }
 
 

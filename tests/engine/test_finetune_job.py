@@ -88,7 +88,7 @@ def test_how_many_steps_there_would_be(engine: Engine, models, dataset: Path, tm
         done["train_parts"],
         done["held_out_parts"],
     )
-    assert automatic["minutes"] is None
+    assert (automatic["minutes"], automatic["notes"]) == (None, [])
     assert automatic["pixels"] == 4 * 32 * 32, "its batches are larger than those of `FAST`"
     assert plan("")["steps"] > automatic["steps"] > 0, "a new model needs more"
     assert plan(model, steps=7)["steps"] == 7
