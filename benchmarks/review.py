@@ -19,8 +19,9 @@ from record import write_result
 from scipy import ndimage
 
 from tttunet.evaluation import match, overlap_table
-from tttunet.inference.review import Place, rank_places
+from tttunet.inference.review import rank_places
 from tttunet.inference.segment import decode_maps, predict_maps
+from tttunet.measuring.places import Place
 from tttunet.models.model import load_model
 from tttunet.training.dataset import open_dataset
 from tttunet.training.prepare import prepare

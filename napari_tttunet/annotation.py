@@ -151,9 +151,13 @@ class Annotation:
 
     # Marking
 
+    def in_image(self, position: Sequence[float]) -> tuple[float, ...]:
+        """Data coordinates of the layer as coordinates of the project's image."""
+        return tuple(float(value) for i, value in enumerate(position) if i not in self._thin)
+
     def index_at(self, position: Sequence[float]) -> tuple[int, ...] | None:
         """The pixel at data coordinates of the layer; None outside."""
-        place = [round(float(value)) for i, value in enumerate(position) if i not in self._thin]
+        place = [round(value) for value in self.in_image(position)]
         inside = all(0 <= p < n for p, n in zip(place, self.labels.shape, strict=True))
         return tuple(place) if inside else None
 

@@ -16,6 +16,8 @@ from tttunet.engine import messages
 
 #: Milliseconds that the worker has to answer.
 PATIENCE = 2000
+#: The order of doubtful places, in words.
+DOUBTFUL_FIRST = "the most doubtful first"
 
 
 class Checking(QObject):
@@ -128,4 +130,5 @@ def doubtful(places: list[dict[str, Any]], offset: np.ndarray, channel: int) -> 
     if channel >= 0:
         centres = np.insert(centres, channel, 0.0, axis=1)
     numbers = np.array([place["label"] for place in places], np.int64)
-    return Objects(numbers, centres + offset, "the most doubtful first")
+    doubts = np.array([place["doubt"] for place in places], float)
+    return Objects(numbers, centres + offset, DOUBTFUL_FIRST, doubts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -66,6 +67,11 @@ def source_of(viewer: Any, labels: Any) -> Source:
 class Corrections(QObject):
     """What the buttons do with the labels that are corrected.
 
+    Args:
+        viewer: napari's viewer.
+        work: with the project.
+        model: see `Unchecked`.
+
     Attributes:
         failed: an exception to tell.
         said: what happened, or what to do next.
@@ -74,10 +80,10 @@ class Corrections(QObject):
     failed = Signal(object)
     said = Signal(str)
 
-    def __init__(self, viewer: Any, work: ProjectWork) -> None:
+    def __init__(self, viewer: Any, work: ProjectWork, model: Callable[[], str]) -> None:
         super().__init__()
         self._viewer, self._work = viewer, work
-        self.unchecked = Unchecked(viewer, work)
+        self.unchecked = Unchecked(viewer, work, model)
         self._shapes: Any = None
         self.depth = 0
         # Of removed labels, nothing is kept alive.

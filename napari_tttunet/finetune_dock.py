@@ -9,7 +9,6 @@ from qtpy.QtWidgets import QFileDialog, QWidget
 
 from napari_tttunet.class_labels import classes_text
 from napari_tttunet.dock_work import (
-    ActivityBar,
     Background,
     Cleanup,
     ask_for_path,
@@ -24,26 +23,20 @@ from napari_tttunet.finetune_estimate import TimeEstimate
 from napari_tttunet.finetune_images import task_of
 from napari_tttunet.finetune_models import (
     can_resume,
-    classes_of_start,
-    discard,
     last_options,
     model_folder,
-    new_run,
     remembered_run,
-    run_folder,
     startable,
-    undecided,
 )
 from napari_tttunet.finetune_project import ProjectWork
-from napari_tttunet.finetune_run import FinetuneRun, View
+from napari_tttunet.finetune_run import FinetuneRun
+from napari_tttunet.finetune_training import Training
 from napari_tttunet.finetune_view import FinetuneView
 from napari_tttunet.keys import FINETUNE_KEYS, DockKeys
 from napari_tttunet.layers import real_viewer
 from napari_tttunet.session import session
 from napari_tttunet.settings import Settings
 from napari_tttunet.widgets import Scrolling
-from tttunet.errors import OutputError
-from tttunet.projects import Project, check
 
 if TYPE_CHECKING:
     import napari
@@ -68,23 +61,29 @@ class FinetuneDock(QWidget):
         self.viewer = real_viewer(napari_viewer)
         self.settings = Settings()
         self.models: list[dict[str, Any]] = []
-        self._started: dict[str, Any] = {}
-        self._resumed, self._preparing, self._asked = False, False, ""
+        self._noted = ""
         self._background = Background(self)
-        self._activity = ActivityBar()
         self._cleanup = Cleanup(self)
         self.run = FinetuneRun(self.viewer)
         self.work = ProjectWork(self.viewer, self.settings)
-        self.corrections = Corrections(self.viewer, self.work)
-        for call in (self.work.close, self.run.close, self.settings.save_soon):
-            self._cleanup.add(call)
-        self._cleanup.add(self._activity.close)
-        self.view = FinetuneView(self.settings)
+        self.view = view = FinetuneView(self.settings)
+        self.corrections = Corrections(
+            self.viewer, self.work, lambda: str(view.model.currentData() or "")
+        )
         self.decision = Decision(self.work, self.view.result)
         self.classes = ClassNames(self.view, self.work)
         self.time = TimeEstimate(self.settings)
         self._time_timer = delayed(self, _TIME_AFTER, self._ask_time)
-        self._cleanup.add(self.time.stop)
+        self.training = Training(self.viewer, view, self.work, self.run, self.decision, self.time)
+        for call in (
+            self.work.close,
+            self.run.close,
+            self.settings.save_soon,
+            self.corrections.unchecked.ranking.forget,
+            self.training.activity.close,
+            self.time.stop,
+        ):
+            self._cleanup.add(call)
         Scrolling(self.view, self)
         self._show_timer = delayed(self, _SHOW_AFTER, self._show_state)
         correct = self.corrections
@@ -105,7 +104,7 @@ class FinetuneDock(QWidget):
         self.read_models()
 
     def _connect(self) -> None:
-        view, work, run, correct = self.view, self.work, self.run, self.corrections
+        view, work, correct = self.view, self.work, self.corrections
         decision = self.decision
         view.new.clicked.connect(lambda *_: self._ask_for_new())
         view.open.clicked.connect(lambda *_: self._ask_to_open())
@@ -126,27 +125,17 @@ class FinetuneDock(QWidget):
         view.erase.clicked.connect(lambda *_: correct.erase_object())
         view.around.valueChanged.connect(lambda depth: setattr(correct, "depth", depth))
         view.name_keys(self.keys.text)
-        view.go.clicked.connect(lambda *_: self.finetune())
-        view.resume.clicked.connect(lambda *_: self.resume())
-        view.stop.clicked.connect(lambda *_: self._steer(run.stop))
-        view.pause.toggled.connect(self._pause)
-        view.cancel.clicked.connect(lambda *_: run.cancel())
         for failed in (work.failed, correct.failed, correct.unchecked.failed, decision.failed):
             failed.connect(view.message.tell_error)
         for said in (correct.said, correct.unchecked.said, decision.said):
             said.connect(self._say)
-        run.noted.connect(lambda text: view.message.add("warning", text))
         for changed in (work.changed, view.expert.changed, view.model.activated):
             changed.connect(lambda *_: self._show_timer.start())
         self.time.told.connect(view.show_time)
+        self.time.noted.connect(self._note)
         work.opened.connect(self._opened)
-        run.progressed.connect(self._progressed)
-        run.point.connect(view.curve.add)
-        run.done.connect(self._done)
+        self.training.changed.connect(self._show_state)
         decision.changed.connect(self._decided)
-        run.failed.connect(self._failed)
-        run.lost.connect(self._lost)
-        run.cancelled.connect(self._cancelled)
         layers = self.viewer.layers
         for emitter in (layers.events.inserted, layers.events.removed):
             self._cleanup.connect(emitter, self._layers_changed)
@@ -160,7 +149,7 @@ class FinetuneDock(QWidget):
         self._background.run(read_library, self._list_models, self.view.message.tell_error)
 
     def _list_models(self, entries: list[dict[str, Any]]) -> None:
-        self.models = entries
+        self.models = self.training.models = entries
         self._show_models()
         self._show_timer.start()
 
@@ -224,9 +213,9 @@ class FinetuneDock(QWidget):
         images = [(image.name, image.id) for image in project.images] if project else []
         view.list_images(images, work.image.id if work.image is not None else "")
         self.classes.show()
-        counted = f"Will be used: {work.text}." if work.text else ""
+        counted = f"Will be used: {work.text}. {self._noted}".strip() if work.text else ""
         used = counted if project is not None else _NO_PROJECT
-        running = self.run.running or self._preparing
+        running = self.training.busy
         view.show_state(used, self.corrections.labels is not None, project is not None, running)
         regions = work.annotation.regions if work.annotation is not None else []
         view.list_regions(regions, self.corrections.can_put_back)
@@ -236,13 +225,18 @@ class FinetuneDock(QWidget):
         view.resume.setVisible(resumable and self.decision.run is None)
         self._time_timer.start()
 
+    def _note(self, text: str) -> None:
+        """What is said beside the number of labels."""
+        self._noted = text
+        self._show_timer.start()
+
     def _ask_time(self) -> None:
         project, work = self.work.project, self.work
-        if project is None or self.run.running or self._preparing or not self.models:
+        if project is None or self.training.busy or not self.models:
             return
         model = str(self.view.model.currentData() or "")
         options = self.view.expert.options()
-        state = f"{work.text} {len(project.versions)}"
+        state = f"{work.text} {len(project.versions)} {project.classes}"
         self.time.ask(str(project.folder), model_folder(project, model), options, state)
 
     def _remove_region(self) -> None:
@@ -273,6 +267,7 @@ class FinetuneDock(QWidget):
         self._show_models()
         self.view.expert.show_options(last_options(project))
         self.decision.forget()
+        self._noted = ""
         self.view.curve.hide()
         if project.problems:
             self.view.message.tell("warning", " ".join(project.problems[:3]))
@@ -325,172 +320,6 @@ class FinetuneDock(QWidget):
         image = self.view.images.itemData(index)
         if image:
             self.work.show_image(image)
-
-    # Running
-
-    def finetune(self) -> None:
-        """Check what there is, and begin; what goes wrong is told in the dock."""
-        project = self.work.project
-        if project is None or self.run.running or self._preparing:
-            return
-        if not self._may_discard(project):
-            return
-        reference = str(self.view.model.currentData() or "")
-        options = self.view.expert.options()
-        classes = classes_of_start(self.models, reference)
-
-        def prepare(project: Project) -> tuple[list[Any], dict[str, Any]]:
-            found = check(project, classes)
-            if any(finding.stops for finding in found):
-                return found, {}
-            old = remembered_run(project)
-            if old is not None:
-                discard(project, old, "fine-tuning left undecided")
-            return found, new_run(project, reference, options)
-
-        self._prepare()
-        self.work.flush(self._begin, prepare, self._not_begun)
-
-    def _may_discard(self, project: Project) -> bool:
-        """Whether a run that is not decided yet may be deleted: the user is asked once."""
-        old = remembered_run(project)
-        told = undecided(project, old) if old is not None else ""
-        if old is None or not told or self._asked == old["folder"]:
-            return True
-        self._asked, hint = old["folder"], "Or press Fine-tune again to delete it and begin anew."
-        self.view.message.tell("warning", f"{told}.", hint)
-        return False
-
-    def _prepare(self) -> None:
-        self._preparing = True
-        self._asked = ""
-        self._resumed = False
-        self.time.forget()
-        self.view.message.clear()
-        self.decision.forget()
-        self.view.curve.clear()
-        self.view.curve.show()
-        self.view.progress.report("saving the corrections")
-        self._show_state()
-
-    def _begin(self, prepared: tuple[list[Any], dict[str, Any]]) -> None:
-        findings, run = prepared
-        self._preparing = False
-        if not run:
-            self.view.progress.finish()
-            self.view.curve.hide()
-            self.view.message.tell("warning", findings[0].text)
-            self._show_state()
-            return
-        if findings:
-            self.view.message.tell("info", " ".join(finding.text for finding in findings[:3]))
-        self._start(run, resume=False)
-
-    def _not_begun(self, error: Exception) -> None:
-        self._preparing = False
-        self.view.curve.hide()
-        self.view.message.tell_error(error)
-        self._ended()
-
-    def resume(self) -> None:
-        """Go on with the run that was interrupted."""
-        project = self.work.project
-        run = remembered_run(project) if project is not None else None
-        if project is None or run is None or self.run.running or self._preparing:
-            return
-        self._prepare()
-        self._resumed = True
-        self.work.flush(self._begin_again, lambda project: run, self._not_begun)
-
-    def _begin_again(self, run: dict[str, Any]) -> None:
-        self._preparing = False
-        self._start(run, resume=True)
-
-    def _start(self, run: dict[str, Any], resume: bool) -> None:
-        project = self.work.project
-        if project is None:  # closed meanwhile
-            self._show_state()
-            return
-        self._started = run
-        self.view.pause.setChecked(False)
-        self.run.start(
-            project.folder,
-            model_folder(project, run["model"]),
-            run_folder(project, run),
-            run["options"],
-            View.of(self.viewer, self.work.source)
-            if self.view.expert.preview.isChecked()
-            else None,
-            project.dim,
-            resume,
-        )
-        self.view.progress.report("waiting for the engine")
-        self._show_state()
-
-    def _steer(self, call: Any) -> None:
-        try:
-            call()
-        except OutputError as error:
-            self.view.message.tell_error(error)
-
-    def _pause(self, paused: bool) -> None:
-        if not self.run.running:
-            return
-        self._steer(lambda: self.run.pause(paused))
-        if paused:
-            self.view.progress.say("Paused")
-
-    def _progressed(self, stage: str, fraction: float, eta: float | None) -> None:
-        self.view.progress.report(stage, fraction, eta)
-        self._activity.report(stage, fraction)
-
-    def _ended(self) -> None:
-        self.view.progress.finish()
-        self._activity.close()
-        self._show_state()
-
-    def _failed(self, message: str, hint: str, details: str) -> None:
-        if self._resumed and "--overwrite" in hint:  # which it says to who types commands
-            hint = "Press Fine-tune to begin anew."
-        elif self._resumable():
-            hint = f"{hint} What was learnt so far is kept: Resume goes on from there.".strip()
-        else:
-            self._discard("fine-tuning failed")
-        self.view.message.tell("error", message, hint, details)
-        self._ended()
-
-    def _resumable(self) -> bool:
-        found = self.work.project
-        return found is not None and can_resume(found, remembered_run(found))
-
-    def _lost(self, message: str, hint: str) -> None:
-        way = "Resume to go on" if self._resumable() else "Fine-tune to begin again"
-        told = f"Your labels and the model are as they were. Press {way}."
-        self.view.message.tell("error", message, told)
-        self._ended()
-
-    def _cancelled(self) -> None:
-        self._say("Cancelled; everything is as it was.")
-        self.view.curve.hide()
-        self._discard("fine-tuning cancelled")
-        self._ended()
-
-    def _discard(self, event: str) -> None:
-        """Nothing of the run is of use."""
-        project, run = self.work.project, self._started
-        if project is not None and run:
-            self._background.run(
-                lambda: discard(project, run, event),
-                lambda _: self._show_state(),
-                self.view.message.tell_error,
-            )
-
-    def _done(self, result: dict[str, Any]) -> None:
-        if not self._resumed:
-            self.time.learn(int(result["steps"] or 0), self.run.seconds)
-        self._ended()
-        if self.work.project is not None:
-            self.decision.take(self._started, result)
 
     def _decided(self) -> None:
         """A model was kept or not."""

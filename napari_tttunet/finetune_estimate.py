@@ -39,9 +39,11 @@ class TimeEstimate(QObject):
 
     Attributes:
         told: how long, and how that is known; both empty if it is not.
+        noted: what is learnt about classes that nobody marked; empty: there are none.
     """
 
     told = Signal(str, str)
+    noted = Signal(str)
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
@@ -101,8 +103,10 @@ class TimeEstimate(QObject):
         if isinstance(event, messages.Done):
             self._pixels = int(event.result["pixels"])
             self.told.emit(*self._in_words(event.result))
+            self.noted.emit(" ".join(event.result["notes"]))
         elif isinstance(event, messages.TERMINAL):
             self.told.emit("", "")  # why it cannot be trained is told when that is wanted
+            self.noted.emit("")
 
     def _in_words(self, plan: Mapping[str, Any]) -> tuple[str, str]:
         learnt = self._rates.get(self._rate_key)

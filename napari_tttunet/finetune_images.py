@@ -107,7 +107,25 @@ def layer_of(image: Any, reference: ImageReference, known: Sequence[tuple[Any, s
     return None
 
 
-def show(viewer: Any, image: Any, opened: Opened, layer: Any) -> tuple[Any, Source]:
+def read_image(
+    project: Project, image_id: str, known: Sequence[tuple[Any, str]]
+) -> tuple[Opened, Any, Any]:
+    """What `show` needs; not for the window's thread.
+
+    Args:
+        project: which has it.
+        image_id: which.
+        known: Image layers of the viewer with their paths.
+
+    Returns:
+        The corrections, the image, and its layer (None: there is none).
+    """
+    image = project.load(image_id)
+    opened = read_corrections(project, project.image(image_id))
+    return opened, image, layer_of(image, opened.image, known)
+
+
+def show(viewer: Any, image: Any, opened: Opened, layer: Any) -> tuple[list[Any], Any, Source]:
     """An image of the project in the viewer, and empty labels for its corrections.
 
     Args:
@@ -115,12 +133,15 @@ def show(viewer: Any, image: Any, opened: Opened, layer: Any) -> tuple[Any, Sour
         image: with its pixels.
         opened: what the project has of it.
         layer: that shows it already, see `layer_of`; None: there is none.
+
+    Returns:
+        The image's layers, the labels, and what they lie on.
     """
     from napari.layers import Labels, Layer
 
     from napari_tttunet.convert import image_layers
 
-    axes = image.axes
+    axes, made = image.axes, [layer]
     if layer is None or layer not in viewer.layers:
         made = [Layer.create(*data) for data in image_layers(image)]
         viewer.layers.extend(made)
@@ -137,7 +158,7 @@ def show(viewer: Any, image: Any, opened: Opened, layer: Any) -> tuple[Any, Sour
         "tttunet": {**arguments["metadata"]["tttunet"], "image": layer.name, "corrected": True}
     }
     viewer.layers.append(labels)
-    return labels, Source(layer, axes, opened.image.channel)
+    return made, labels, Source(layer, axes, opened.image.channel)
 
 
 def path_of(layer: Any) -> str:

@@ -21,13 +21,15 @@ from napari_tttunet.finetune_images import (
     Source,
     is_image,
     label_axes,
-    layer_of,
     mark_as_corrected,
     path_of,
     read_corrections,
+    read_image,
     show,
     task_of,
 )
+from napari_tttunet.finetune_recent import recent_projects, remember_project
+from napari_tttunet.finetune_shown import Shown
 from napari_tttunet.settings import Settings
 from tttunet.errors import TTTUNetError
 from tttunet.projects import Autosaver, Project, ProjectError, Region, describe
@@ -35,8 +37,6 @@ from tttunet.projects.schema import Bounds, ImageReference
 
 #: Seconds from an edit to its file.
 SAVE_AFTER = 1.0
-#: How many projects are remembered.
-RECENT = 8
 #: Seconds that bringing corrections into the labels takes the window's thread at a time.
 _STEP = 0.02
 
@@ -47,6 +47,7 @@ class ProjectWork(QObject):
     Attributes:
         changed: another project, other labels, or other counts.
         opened: a project was opened.
+        shown: the labels that are corrected have the corrections of their image, from now on.
         failed: an exception to tell.
         project: the open one, or None.
         annotation: of the labels that are corrected, or None.
@@ -56,12 +57,14 @@ class ProjectWork(QObject):
 
     changed = Signal()
     opened = Signal()
+    shown = Signal()
     failed = Signal(object)
     _saved = Signal(object)
 
     def __init__(self, viewer: Any, settings: Settings) -> None:
         super().__init__()
         self._viewer, self._settings = viewer, settings
+        self._shown = Shown(viewer)
         self._background = Background(self)
         self.project: Project | None = None
         self.image: ImageReference | None = None
@@ -88,8 +91,7 @@ class ProjectWork(QObject):
     @property
     def recent(self) -> list[str]:
         """Folders of projects, the last one first."""
-        remembered: list[Any] = []
-        return [str(path) for path in self._settings.get("finetune.recent", remembered)]
+        return recent_projects(self._settings)
 
     def create(self, folder: Path, **what: Any) -> None:
         """Make a project and open it; see `Project.create`."""
@@ -115,10 +117,7 @@ class ProjectWork(QObject):
 
     def _opened(self, found: tuple[Project, str]) -> None:
         self.project, self.text = found
-        folder = str(self.project.folder)
-        recent = [folder, *(path for path in self.recent if path != folder)][:RECENT]
-        self._settings.set("finetune.recent", recent)
-        self._settings.save_soon()
+        remember_project(self._settings, str(self.project.folder))
         kept = list(self._kept)
         for begun in (*kept, *([self._current] if self._current is not None else [])):
             # What was done before there was a project.
@@ -141,6 +140,7 @@ class ProjectWork(QObject):
         self._saver, self.project, self.image, self.text = None, None, None, ""
         if project is None:
             return []
+        self._shown.forget()
         self._drop_annotation()  # it belongs to the old one
         self._kept = []
         calls: list[Callable[[], object]] = []
@@ -195,6 +195,7 @@ class ProjectWork(QObject):
         self._current = begun
         if begun.holds:
             self._draw()
+        if begun.holds or self._shown.image_of(layer):
             self.add_image()
         return True
 
@@ -369,8 +370,8 @@ class ProjectWork(QObject):
         self._go_on()
 
     def _attach(self, opened: Opened) -> None:
-        annotation, project = self.annotation, self.project
-        if annotation is None or project is None:
+        annotation, source, project = self.annotation, self.source, self.project
+        if annotation is None or source is None or project is None:
             return
         if opened.stored:
             annotation.layer.refresh()
@@ -387,6 +388,8 @@ class ProjectWork(QObject):
             self._changed(annotation.layer, bounds)
         self._save_regions()
         self._in_thread(lambda: project.set_setting("image", opened.image.id))
+        self._shown.remember(opened.image.id, (), annotation.layer, source)
+        self.shown.emit()
 
     def _save_regions(self) -> None:
         if self._saver is not None and self._current is not None and self._current.pending:
@@ -467,25 +470,28 @@ class ProjectWork(QObject):
     # Images of the project in the viewer
 
     def show_image(self, image_id: str) -> None:
-        """Show an image of the project with its corrections."""
+        """Show an image of the project with its corrections, and hide the others."""
         project = self.project
         if project is None or (self.image is not None and self.image.id == image_id):
             return
+        if there := self._shown.find(image_id):
+            self._viewer.layers.selection.active = there[0]
+            self.annotate(*there)
+            self._shown.show_alone(image_id, there[0])
+            return
         known = [(layer, path_of(layer)) for layer in self._viewer.layers if is_image(layer)]
-
-        def work() -> tuple[Any, ...]:
-            image = project.load(image_id)
-            opened = read_corrections(project, project.image(image_id))
-            return project, opened, image, layer_of(image, opened.image, known)
-
-        self._background.run(work, self._show, self.failed.emit)
+        self._background.run(
+            lambda: (project, *read_image(project, image_id, known)), self._show, self.failed.emit
+        )
 
     def _show(self, found: tuple[Any, ...]) -> None:
         project, opened, image, layer = found
         if project is not self.project:
             return
-        labels, source = show(self._viewer, image, opened, layer)
+        images, labels, source = show(self._viewer, image, opened, layer)
         if self.annotate(labels, source):
+            self._shown.remember(opened.image.id, images, labels, source)
+            self._shown.show_alone(opened.image.id, labels)
             begun = self._current
             assert begun is not None
             self._adding.append(begun)  # empty labels: nothing has to make room

@@ -77,6 +77,11 @@ class View:
             bounds[axis] = (first, first + size)
         return View(self.layer, self.axes, tuple(bounds), self.channel)
 
+    def whole(self) -> Bounds:
+        """Everything that decides how this is normalised: all of its time point."""
+        sizes = zip(self.axes, self.bounds, data_shape(self.layer), strict=False)
+        return tuple(bounds if axis == "T" else (0, n) for axis, bounds, n in sizes)
+
 
 class FinetuneRun(QObject):
     """Runs one fine-tuning at a time.
@@ -146,13 +151,15 @@ class FinetuneRun(QObject):
             grid = label_grid(view.layer, view.axes, 0, view.bounds)
             name = f"{view.layer.name}: preview of fine-tuning"
             self._preview = PreviewLayer(viewer, grid, name)
-            fields = image_fields(view.layer, view.axes, 0, view.bounds)
+            whole = view.whole()
+            fields = image_fields(view.layer, view.axes, 0, whole)
             axes = fields.pop("axes")
             given = {
-                "view": layer_array(view.layer, 0, view.bounds),
+                "view": layer_array(view.layer, 0, whole),
                 "axes": axes,
                 "image": fields,
                 "channel": view.channel,
+                "part": [(a - c, b - c) for (a, b), (c, _) in zip(view.bounds, whole, strict=True)],
             }
         self._job = session().engine.finetune(
             model,

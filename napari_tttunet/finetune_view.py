@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import Signal
-from qtpy.QtGui import QDoubleValidator
 from qtpy.QtWidgets import (
-    QCheckBox,
-    QDoubleSpinBox,
     QLineEdit,
     QPushButton,
     QSpinBox,
@@ -21,6 +17,7 @@ from qtpy.QtWidgets import (
 
 from napari_tttunet.class_labels import parse_classes
 from napari_tttunet.finetune_curve import Curve
+from napari_tttunet.finetune_expert import Expert
 from napari_tttunet.finetune_result import ResultPanel
 from napari_tttunet.settings import Settings
 from napari_tttunet.widgets import (
@@ -39,11 +36,6 @@ from napari_tttunet.widgets import (
 
 _TASKS = (("Objects, each with its own number", "instance"), ("Classes", "semantic"))
 _DIMS = (("Slices (2D)", 2), ("Volumes (3D)", 3))
-_PARTS = (
-    ("All weights (recommended)", "auto"),
-    ("Decoder", "decoder"),
-    ("Last layer", "head"),
-)
 #: The data of the entry that starts from nothing.
 NEW_MODEL = ""
 _TIPS = {
@@ -56,7 +48,8 @@ _TIPS = {
     "with the button the chosen one.",
     "next_unchecked": "Go to the next place that nobody checked: where the network was unsure or "
     "an outline has dents, and where it saw something without label. If its output is not kept any "
-    "more, objects of unusual size come first.",
+    "more, objects of unusual size come first. After the five most doubtful ones, the project's "
+    "most doubtful image is next.",
 }
 
 
@@ -124,92 +117,6 @@ class ProjectForm(QWidget):
         }
         folder = Path(self.parent_folder.text().strip() or ".").expanduser()
         self.created.emit(folder / name.replace("/", "-"), what)
-
-
-class Expert(QWidget):
-    """What decides a fine-tuning beside the labels.
-
-    Attributes:
-        changed: the user changed something that the time depends on.
-    """
-
-    changed = Signal()
-
-    def __init__(self) -> None:
-        super().__init__()
-        form = form_layout(self, 12)
-        self.parts = combo_box("parts", "Which weights of the network move", _PARTS)
-        self.rate = explain(QLineEdit(), "learning_rate", "At the beginning; empty: automatic")
-        self.rate.setPlaceholderText("automatic")
-        self.rate.setValidator(QDoubleValidator(0.0, 1.0, 9))
-        self.minutes = explain(
-            QDoubleSpinBox(), "minutes", "The training ends after so long at the latest"
-        )
-        self.minutes.setRange(0.0, 1e5)
-        self.minutes.setDecimals(1)
-        self.steps = explain(QSpinBox(), "steps", "The training ends after so many steps")
-        self.steps.setRange(0, 10**6)
-        for box in (self.minutes, self.steps):
-            box.setSpecialValueText("automatic")
-        self.replay = explain(
-            QCheckBox("Train on earlier data too"),
-            "replay",
-            "Keeps the model from forgetting what it knew, if such data lie beside it.",
-        )
-        self.replay.setChecked(True)
-        self.preview = explain(
-            QCheckBox("Preview what I see"),
-            "preview",
-            "Every few seconds, the model of the moment is tried on the middle of your view.",
-        )
-        self.preview.setChecked(True)
-        self.seed = explain(
-            QSpinBox(), "seed", "Decides what is held out, and the order of the training"
-        )
-        self.seed.setRange(0, 2**31 - 1)
-        form.addRow("Trained part", self.parts)
-        form.addRow("Learning rate", self.rate)
-        form.addRow("Minutes", self.minutes)
-        form.addRow("Steps", self.steps)
-        form.addRow("Seed", self.seed)
-        form.addRow(self.replay)
-        form.addRow(self.preview)
-        for box in (self.minutes, self.steps):
-            box.valueChanged.connect(lambda _: self.changed.emit())
-
-    def options(self) -> dict[str, Any]:
-        """Arguments of `tttunet.finetune`; what is automatic is left out."""
-        options: dict[str, Any] = {
-            "parts": self.parts.currentData(),
-            "seed": self.seed.value(),
-            "replay": self.replay.isChecked(),
-        }
-        rate, _ = self.rate.locale().toDouble(self.rate.text())
-        if rate > 0:
-            options["learning_rate"] = rate
-        if self.minutes.value() > 0:
-            options["max_minutes"] = self.minutes.value()
-        if self.steps.value() > 0:
-            options["steps"] = self.steps.value()
-        return options
-
-    def show_options(self, options: Mapping[str, Any]) -> None:
-        """Show what `options` returned; without any, what is shown stays."""
-        if not options:
-            return
-        choose(self.parts, options.get("parts", "auto"))
-        self.replay.setChecked(bool(options.get("replay", True)))
-        rate = _number(options, "learning_rate")
-        self.rate.setText(self.rate.locale().toString(rate, "g", 6) if rate > 0 else "")
-        self.minutes.setValue(_number(options, "max_minutes"))
-        self.steps.setValue(int(_number(options, "steps")))
-        self.seed.setValue(int(_number(options, "seed")))
-
-
-def _number(options: Mapping[str, Any], name: str) -> float:
-    """A number that a person may have written into the project's file by hand; 0: none."""
-    value = options.get(name, 0)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
 
 
 def _region_text(number: int, region: Any) -> str:

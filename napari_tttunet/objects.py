@@ -15,11 +15,18 @@ class Objects:
         numbers: [n], of the labels; 0: a place without label.
         centres: [n, axes], in pixels.
         order: what the order is, in words.
+        doubts: [n], see `tttunet.inference.review`; None: they are not known.
     """
 
     numbers: np.ndarray
     centres: np.ndarray
     order: str
+    doubts: np.ndarray | None = None
+
+    def chosen(self, which: np.ndarray) -> Objects:
+        """Some of them, by a boolean per place."""
+        doubts = None if self.doubts is None else self.doubts[which]
+        return Objects(self.numbers[which], self.centres[which], self.order, doubts)
 
 
 def odd_first(labels: np.ndarray) -> Objects:

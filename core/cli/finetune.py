@@ -76,6 +76,23 @@ def finetune(
         Parts, typer.Option(help="Which weights move: all, decoder, head or auto.")
     ] = Parts.auto,
     learning_rate: Annotated[float | None, typer.Option(help="Initial learning rate.")] = None,
+    share: Annotated[
+        float,
+        typer.Option(
+            min=0.05,
+            max=0.9,
+            help="Share of the corrections that is held out: not trained on, but scored.",
+        ),
+    ] = 0.25,
+    blend: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=1.0,
+            help="Share of the trained weights in the new model, the rest is MODEL's: less forgets "
+            "less and learns less (default: 0.5; 1 where the last layer begins anew).",
+        ),
+    ] = None,
     no_replay: Annotated[
         bool,
         typer.Option("--no-replay", help="Do not train on a sample of the model's earlier data."),
@@ -110,6 +127,12 @@ def finetune(
         from tttunet.training.finetune import finetune as finetune_model
 
         result: FinetuneResult | None = None
+        said: list[str] = []
+
+        def say(text: str) -> None:
+            said.append(text)
+            bar.show(text)
+
         try:
             result = finetune_model(
                 None if model == _SCRATCH else model,
@@ -123,22 +146,26 @@ def finetune(
                 steps=steps,
                 parts=parts.value,
                 learning_rate=learning_rate,
+                share=share,
+                blend=blend,
                 device=device,
                 resume=resume,
                 overwrite=overwrite,
                 listener=Display(bar).hear,
                 cancel=stop,
+                say=say,
             )
         except Cancelled:
             note(f"Stopped; a checkpoint was saved in '{output}'. Go on by --resume.")
     if result is None:
         raise typer.Exit(INTERRUPTED)
+    for text in result.notes:
+        if text not in said:
+            show(text)
     _show_result(result)
 
 
 def _show_result(result: FinetuneResult) -> None:
-    for text in result.notes:
-        show(text)
     if result.after is not None:
         before = "" if result.before is None else f"{result.before['score']:.3f} -> "
         show(

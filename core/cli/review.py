@@ -15,7 +15,7 @@ from tttunet.cli.messages import explain
 from tttunet.cli.segment import describe_file, report_failures
 
 if TYPE_CHECKING:
-    from tttunet.inference.review import Place
+    from tttunet.measuring.places import Place
     from tttunet.models.model import Model
 
 #: The image, the slice or frame of it (empty for an image of the model's dimensions), and a place.
@@ -66,7 +66,7 @@ def review(
         check_output(csv, overwrite=overwrite)
     from tttunet.imaging import save_table
     from tttunet.inference.files import expand_inputs, first_channels
-    from tttunet.inference.review import rank_groups
+    from tttunet.measuring.places import rank_groups
 
     paths = expand_inputs(inputs)
     failures: dict[Path, str] = {}

@@ -11,10 +11,11 @@ Only the standard library, numpy and appose are needed here, so that 3D Slicer's
 it. Nothing here waits for the worker but `Job.wait` and, for some seconds, `Engine.close`.
 
 Jobs. `segment`, `evaluate` and `measure` take arrays, `decode` changes the thresholds of the last
-segmentation without the network, `review` says where its labels are doubtful, `finetune` shows what
-the model becomes on a view. All others are `request(message)`, see `messages`: `Hello` (starts the
-worker early), `Estimate`, `Train`, `Evaluate` (files), `Batch`, `ListModels`, `AddModel`,
-`RemoveModel`, `ExportModel`, `DownloadModel`.
+segmentation without the network, `review` says where its labels are doubtful, `review_image` where
+those of a project's image would be, `finetune` shows what the model becomes on a view. All others
+are `request(message)`, see `messages`: `Hello` (starts the worker early), `Estimate`, `Train`,
+`Evaluate` (files), `Batch`, `ListModels`, `AddModel`, `RemoveModel`, `ExportModel`,
+`DownloadModel`.
 
 Events. `on_event(job, event)` hears `Queued`, `Started`, `Progress` (`fraction` of a `stage`,
 `eta`), `Log`, `Preview` (finished tiles), `Metric` (training), `FileStatus` (batch), and last
@@ -119,17 +120,21 @@ class Engine(Lane):
 
         A training has the maps dropped.
         """
+        why = (
+            "The network's output for this image is not in memory any more: the training that "
+            "runs needs the room."
+        )
+        return self._submit_soon(job, Failed("busy", why, "Segment it again afterwards."))
+
+    def _submit_soon(self, job: Job, training: Failed) -> Job:
+        """Queue a job, unless hours may pass before it; `training` says that one runs."""
         job.grace = GRACES.get(job.name)
         with self._changed:
             ahead = {one.name for one in (self._running, *self._jobs) if one is not None}
         if ahead & _TRAININGS:
-            why = (
-                "The network's output for this image is not in memory any more: the training that "
-                "runs needs the room."
-            )
-            failed = Failed("input", why, "Segment it again afterwards.")
+            failed = training
         elif "batch" in ahead:
-            failed = Failed("input", "The engine works on a batch.", "Try again when it is done.")
+            failed = Failed("busy", "The engine works on a batch.", "Try again when it is done.")
         else:
             return self.submit(job)
         job.engine = self
@@ -217,6 +222,26 @@ class Engine(Lane):
         size = math.prod(labels.shape) * np.dtype(labels.dtype).itemsize
         return self._submit_for_maps(Job("review", prepare, None, on_event, size))
 
+    def review_image(
+        self, project: str | Path, image: str, model: str, on_event: OnEvent | None = None
+    ) -> Job:
+        """Segment an image of a project, and rank its places.
+
+        `Done.result["places"]` is that of `review`, in pixels of the project's labels. While a
+        training or a batch runs, nothing is queued: the job fails with the problem `busy`.
+
+        Args:
+            project: its folder.
+            image: id of the image.
+            model: name or folder.
+        """
+        request = messages.ReviewImage(
+            str(Path(project).expanduser().absolute()), image, messages.model_reference(model)
+        )
+        job = Job("review_image", lambda folder, cancelled: request, None, on_event)
+        why = "A training runs: images are looked through when it is done."
+        return self._submit_soon(job, Failed("busy", why))
+
     def evaluate(
         self,
         pred: np.ndarray,
@@ -293,6 +318,7 @@ class Engine(Lane):
         axes: str = "",
         image: Mapping[str, Any] | None = None,
         channel: str = "",
+        part: Sequence[tuple[int, int]] = (),
         control: str | Path = "",
         on_event: OnEvent | None = None,
         **options: Any,
@@ -303,10 +329,13 @@ class Engine(Lane):
             model: name or folder of the model to start from; empty: a new one.
             data: folder of a project or a data set.
             output: working folder.
-            view: array that is segmented every few seconds, for a `Preview` with all its labels.
+            view: array of which `part` is segmented every few seconds, for a `Preview` with all
+                labels of the part.
             axes: of the view.
             image: further fields of `messages.ImageRef` for the view.
             channel: of the view.
+            part: [start, stop) per axis of the view but S, normalised as the whole view is; empty:
+                all of it.
             control: a text file that you write `pause`, `stop` or nothing to.
             options: further arguments of `tttunet.finetune`.
         """
@@ -326,6 +355,7 @@ class Engine(Lane):
                 str(folder / "preview.npy") if reference else "",
                 channel,
                 str(Path(control).absolute()) if control else "",
+                tuple((start, stop) for start, stop in part),
             )
 
         size = 0 if view is None else int(np.prod(view.shape, dtype=np.int64)) * 16

@@ -14,15 +14,18 @@ from tttunet.engine.messages import Finetune, Log, Metric, Partial, PlanFinetune
 from tttunet.engine.models import LoadedModels
 from tttunet.engine.worker import Reporter
 from tttunet.errors import Cancelled, TTTUNetError
+from tttunet.imaging.normalise import Scales
+from tttunet.imaging.preprocess import image_scales
 from tttunet.inference.device import pick_device
 from tttunet.inference.segment import segment
 from tttunet.models.card import read_config
 from tttunet.models.library import resolve
 from tttunet.models.model import Model
 from tttunet.training.comparison import COMPARISON_NAME
-from tttunet.training.defaults import choose_settings
+from tttunet.training.defaults import SHARE, choose_settings
 from tttunet.training.finetune import FinetuneResult, finetune
 from tttunet.training.holdout import hold_out
+from tttunet.training.notes import of_classes
 from tttunet.training.samples import read_material
 from tttunet.training.trainer import TrainEvent
 from tttunet.training.transfer import initial_model, same_question
@@ -30,7 +33,7 @@ from tttunet.training.transfer import initial_model, same_question
 #: What a control file may say; anything else, or no file: go on.
 PAUSE, STOP = "pause", "stop"
 #: Arguments of `finetune` that are not for a request's options.
-_OURS = {"model", "data", "output", "listener", "cancel", "stop", "pause", "preview"}
+_OURS = {"model", "data", "output", "listener", "cancel", "stop", "pause", "preview", "say"}
 
 
 def run_finetune(request: Finetune, reporter: Reporter) -> dict[str, Any]:
@@ -53,6 +56,12 @@ def run_finetune(request: Finetune, reporter: Reporter) -> dict[str, Any]:
             f"A fine-tuning has no option '{unknown[0]}'.", f"There are {', '.join(sorted(known))}."
         )
     control = Path(request.control) if request.control else None
+    said: list[str] = []
+
+    def say(note: str) -> None:
+        said.append(note)
+        reporter.send(Log("info", note))
+
     result = finetune(
         request.model or None,
         request.data,
@@ -63,9 +72,11 @@ def run_finetune(request: Finetune, reporter: Reporter) -> dict[str, Any]:
         stop=lambda: _said(control) == STOP,
         pause=lambda: _said(control) == PAUSE,
         preview=_Preview(request, reporter) if request.view and request.preview else None,
+        say=say,
     )
     for note in result.notes:
-        reporter.send(Log("info", note))
+        if note not in said:
+            say(note)
     return _ready(result)
 
 
@@ -78,14 +89,14 @@ def plan_finetune(
         `train` and `held_out`: numbers of labelled parts; `steps` at most (None if only the time
         is limited) and `minutes` at most (None without limit); `pixels` per step; `rate`: seconds
         per pixel of the last segmentation with the model in this process; None if there was none
-        but the first, which is slow.
+        but the first, which is slow. `notes`: what is learnt about classes that nobody marked.
 
     Raises:
         TTTUNetError: the project cannot be trained on, or the model is unknown.
     """
     reporter.stage("looking at the corrections")
     options = dict(request.options)
-    seed, share = int(options.get("seed", 0)), float(options.get("share", 0.25))
+    seed, share = int(options.get("seed", 0)), float(options.get("share", SHARE))
     # Twenty volumes are not read for a number.
     material = read_material(request.data, pixels=False)
     train, val = material.samples, material.val
@@ -95,11 +106,13 @@ def plan_finetune(
     if request.model:
         folder = resolve(request.model).resolve()
         config = read_config(folder)
+        notes = of_classes(config, material)
         device = str(pick_device(str(options.get("device", "auto"))))
         key = (folder,), device, "tile", False
         rate = models.rates[key] if key in models.warm else None
     else:
         config = initial_model(None, material, "new", seed).config
+        notes = of_classes(None, material)
     chosen = dict(options.get("options") or {})
     chosen |= {name: options.get(name) for name in ("max_minutes", "steps", "learning_rate")}
     settings = choose_settings(
@@ -118,6 +131,7 @@ def plan_finetune(
         "minutes": settings.max_minutes,
         "pixels": settings.batch_size * math.prod(patch),
         "rate": rate,
+        "notes": notes,
     }
 
 
@@ -137,12 +151,17 @@ def _tell(event: TrainEvent, reporter: Reporter) -> None:
 
 
 class _Preview:
-    """Segments the user's view with the model of the moment, and tells where the labels are."""
+    """Segments the user's view with the model of the moment, and tells where the labels are.
+
+    Intensities are normalised as in a segmentation of the whole image.
+    """
 
     def __init__(self, request: Finetune, reporter: Reporter) -> None:
         assert request.view is not None
-        self._image, self._grid = open_image(request.view, request.channel)
+        self._whole, _ = open_image(request.view, request.channel)
+        self._image, self._grid = open_image(request.view, request.channel, request.part)
         self._path, self._reporter = Path(request.preview), reporter
+        self._scales: Scales | None = None
         self._failed = False
 
     def __call__(self, model: Model) -> None:
@@ -157,7 +176,11 @@ class _Preview:
             self._reporter.log(f"The preview is left out: {error}")
 
     def _show(self, model: Model) -> None:
-        labels = segment(self._image, model, cancel=self._reporter.is_cancelled).labels
+        config, stop = model.config, self._reporter.is_cancelled
+        if self._scales is None and "T" not in self._whole.axes:
+            channels = config.network.input_channels
+            self._scales = image_scales(self._whole, config.plan, channels)
+        labels = segment(self._image, model, scales=self._scales, cancel=stop).labels
         # The client may still be reading the last one.
         fresh = self._path.with_name(f"new-{self._path.name}")
         _, view = self._grid.create(fresh, labels.dtype)

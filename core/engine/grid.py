@@ -69,15 +69,23 @@ class Grid:
         return tuple(found.get(letter, (0, 1)) for letter in self.axes)
 
 
-def open_image(ref: ImageRef, channel: str = "") -> tuple[Image, Grid]:
+def open_image(
+    ref: ImageRef, channel: str = "", part: Sequence[tuple[int, int]] = ()
+) -> tuple[Image, Grid]:
     """The image that a reference names; an array is mapped, not read.
+
+    Args:
+        ref: names it.
+        channel: name or number of the one channel; empty: all.
+        part: [start, stop) per axis of an array but S; empty: all of it. A part has the geometry
+            of the whole.
 
     Raises:
         ImageError: the axes do not fit the array, or the file cannot be read.
     """
     path = Path(ref.path) if ref.path else None
     if ref.array:
-        array = exchange.open_array(ref.array)
+        array = exchange.open_array(ref.array)[tuple(slice(*along) for along in part)]
         axes = (ref.axes or "YX").upper()
         image = Image.from_array(
             array,

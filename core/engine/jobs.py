@@ -97,9 +97,15 @@ def _decode(request: messages.Decode, reporter: Reporter) -> dict[str, Any]:
 
 
 def _review(request: messages.Review, reporter: Reporter) -> dict[str, Any]:
-    from tttunet.engine.segmenting import run_review
+    from tttunet.engine.reviewing import run_review
 
     return run_review(request, reporter, _last_maps)
+
+
+def _review_image(request: messages.ReviewImage, reporter: Reporter) -> dict[str, Any]:
+    from tttunet.engine.reviewing import run_review_image
+
+    return run_review_image(request, reporter, _MODELS)
 
 
 def _estimate(request: messages.Estimate, _reporter: Reporter) -> dict[str, Any]:
@@ -304,6 +310,7 @@ _HANDLERS: dict[str, Callable[[Any, Reporter], dict[str, Any]]] = {
     "segment": _segment,
     "decode": _decode,
     "review": _review,
+    "review_image": _review_image,
     "estimate": _estimate,
     "train": _train,
     "finetune": _finetune,

@@ -143,6 +143,25 @@ class Review(Message, kind="review"):
 
 
 @dataclass(frozen=True)
+class ReviewImage(Message, kind="review_image"):
+    """Where to look first in an image of a project, which is segmented for that.
+
+    Attributes:
+        project: its folder.
+        image: id of the image.
+        model: name or folder.
+        device: as for `Segment`.
+        count: at most so many places are returned.
+    """
+
+    project: str
+    image: str
+    model: str
+    device: str = "auto"
+    count: int = 500
+
+
+@dataclass(frozen=True)
 class Estimate(Message, kind="estimate"):
     """What a `Segment` would need; nothing is computed.
 
@@ -184,8 +203,10 @@ class Finetune(Message, kind="finetune"):
         data: folder of a project or a data set.
         output: working folder.
         options: further arguments of `tttunet.finetune`.
-        view: what the user looks at, segmented every few seconds; None: nothing.
-        preview: the .npy file that receives its labels, which `Partial` tells of.
+        view: an image, of which a part is segmented every few seconds; None: nothing.
+        part: what the user looks at, [start, stop) per axis of the view but S; empty: all of it.
+            Intensities are normalised as those of the whole view.
+        preview: the .npy file that receives the labels of the part, which `Partial` tells of.
         channel: name or number of the view's one channel; empty: all.
         control: a text file that is read at every step: `pause` waits, `stop` ends the training
             with the best model so far, anything else goes on. It need not exist.
@@ -199,6 +220,7 @@ class Finetune(Message, kind="finetune"):
     preview: str = ""
     channel: str = ""
     control: str = ""
+    part: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -401,7 +423,8 @@ class Failed(Message, kind="failed"):
     """The job could not be done.
 
     Attributes:
-        problem: `input`, `memory`, `disk`, `version`, `worker` (it does not start) or `defect`.
+        problem: `input`, `memory`, `disk`, `version`, `worker` (it does not start), `busy` (hours
+            may pass before it) or `defect`.
         message: what is wrong, in one sentence.
         hint: what to do about it.
         details: the traceback of a defect.

@@ -11,11 +11,10 @@ from uuid import uuid4
 
 import numpy as np
 
-from tttunet.engine import exchange
 from tttunet.engine.grid import Grid, open_image
 from tttunet.engine.ladder import Rung, climb_down, rungs
 from tttunet.engine.memory import Estimate, device_memory, estimate, host_memory
-from tttunet.engine.messages import Decode, Partial, Review, Segment, package_version
+from tttunet.engine.messages import Decode, Partial, Segment, package_version
 from tttunet.engine.messages import Estimate as EstimateRequest
 from tttunet.engine.models import Folders, LoadedModels
 from tttunet.engine.worker import Reporter
@@ -214,7 +213,7 @@ def run_decode(request: Decode, reporter: Reporter, kept: KeptMaps | None) -> di
     Raises:
         ImageError: there are none, or they are of another image.
     """
-    kept = _still_kept(kept, request.maps_id)
+    kept = still_kept(kept, request.maps_id)
     start = time.perf_counter()
     config, grid = kept.config, kept.grid
     decoding = changed_decoding(config, request.decoding)
@@ -237,50 +236,12 @@ def run_decode(request: Decode, reporter: Reporter, kept: KeptMaps | None) -> di
     }
 
 
-def run_review(request: Review, reporter: Reporter, kept: KeptMaps | None) -> dict[str, Any]:
-    """The places of labels that are most doubtful, with the client's axes.
+def still_kept(kept: KeptMaps | None, maps_id: str) -> KeptMaps:
+    """The maps of the last segmentation, if they are those that are meant.
 
     Raises:
-        ImageError: the maps are gone or are of another image, or the labels have another shape.
+        ImageError: they are gone.
     """
-    from tttunet.inference.review import rank_places
-
-    kept = _still_kept(kept, request.maps_id)
-    labels = exchange.open_array(request.labels)
-    if labels.shape != kept.grid.shape:
-        raise ImageError(
-            f"The labels have the shape {labels.shape}, the image {kept.grid.shape}.",
-            "Segment the image again.",
-        )
-    on_image, grid = kept.grid.arranged(labels), kept.grid
-    found = []
-    for number, (index, maps) in enumerate(kept.planes):
-        reporter.progress("looking for doubtful places", number, len(kept.planes))
-        if reporter.is_cancelled():
-            raise Cancelled("The labels were not reviewed.")
-        if maps is None:
-            continue
-        here = tuple(slice(i, i + 1) for i in index)
-        for place in rank_places(maps, np.asarray(on_image[index]), kept.config.task):
-            box = (*here, *(slice(*along) for along in place.bounds))
-            found.append((place, grid.point((*index, *place.centre)), grid.bounds(box)))
-    found.sort(key=lambda one: -one[0].doubt)
-    return {
-        "total": len(found),
-        "places": [
-            {
-                "kind": place.kind,
-                "label": place.label,
-                "doubt": place.doubt,
-                "centre": list(centre),
-                "bounds": [list(along) for along in bounds],
-            }
-            for place, centre, bounds in found[: request.count]
-        ],
-    }
-
-
-def _still_kept(kept: KeptMaps | None, maps_id: str) -> KeptMaps:
     if kept is None or (maps_id and maps_id != kept.id):
         raise ImageError(
             "The network's output for this image is not in memory any more.",

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from tttunet.imaging.normalise import Scale, Scales
 from tttunet.layers.config import StrictModel
 
 #: Below this a channel counts as constant (nnU-Net's number).
@@ -46,7 +47,10 @@ class Intensity(StrictModel):
 
 
 def normalise_channels(
-    array: np.ndarray, intensities: Sequence[Intensity], inside: np.ndarray | None = None
+    array: np.ndarray,
+    intensities: Sequence[Intensity],
+    inside: np.ndarray | None = None,
+    scales: Scales | None = None,
 ) -> np.ndarray:
     """Normalise every channel by its own scheme.
 
@@ -56,6 +60,7 @@ def normalise_channels(
         array: [C, *spatial], any numeric dtype.
         intensities: one per channel.
         inside: [*spatial] bool, the region for `zscore_nonzero`; None: everything.
+        scales: of a larger image that this is a part of, see `channel_scales`; None: its own.
 
     Returns:
         float32, same shape, a new array.
@@ -64,38 +69,69 @@ def normalise_channels(
         ValueError: another number of channels than of schemes.
     """
     result = np.empty(array.shape, np.float32)
-    for source, target, rule in zip(array, result, intensities, strict=True):
-        with np.errstate(over="ignore"):
-            np.copyto(target, source, casting="unsafe")
-        np.nan_to_num(target, copy=False)
-        np.clip(target, -LARGEST_VALUE, LARGEST_VALUE, out=target)
-        _normalise(target, rule, inside)
+    known = scales or (None,) * len(array)
+    for source, target, rule, scale in zip(array, result, intensities, known, strict=True):
+        _cleaned(source, target)
+        scale = scale or _scale_of(target, rule, inside)
+        if scale is not None:
+            _apply(target, rule, scale, inside)
     return result
 
 
-def _normalise(values: np.ndarray, rule: Intensity, inside: np.ndarray | None) -> None:
-    """In place; the sums are in 64 bits, which float32 volumes need."""
+def channel_scales(
+    array: np.ndarray, intensities: Sequence[Intensity], inside: np.ndarray | None = None
+) -> Scales:
+    """The statistics that `normalise_channels` scales by; arguments as there."""
+    work = np.empty(array.shape[1:], np.float32)
+    found: list[Scale | None] = []
+    for source, rule in zip(array, intensities, strict=True):
+        _cleaned(source, work)
+        found.append(_scale_of(work, rule, inside))
+    return tuple(found)
+
+
+def _cleaned(source: np.ndarray, target: np.ndarray) -> None:
+    with np.errstate(over="ignore"):
+        np.copyto(target, source, casting="unsafe")
+    np.nan_to_num(target, copy=False)
+    np.clip(target, -LARGEST_VALUE, LARGEST_VALUE, out=target)
+
+
+def _scale_of(values: np.ndarray, rule: Intensity, inside: np.ndarray | None) -> Scale | None:
+    """None: values stay as they are. The sums are in 64 bits, which float32 volumes need."""
     if rule.scheme == "ct":
+        assert rule.low is not None
+        assert rule.high is not None
         assert rule.mean is not None
         assert rule.deviation is not None
-        np.clip(values, rule.low, rule.high, out=values)
-        values -= np.float32(rule.mean)
-        values /= np.float32(max(rule.deviation, SMALLEST_DEVIATION))
-    elif rule.scheme == "rescale":
+        divisor = max(rule.deviation, SMALLEST_DEVIATION)
+        return Scale(rule.mean, divisor, (rule.low, rule.high))
+    if rule.scheme == "rescale":
         low, high = float(values.min()), float(values.max())
-        values -= np.float32(low)
-        values /= np.float32(max(high - low, SMALLEST_DEVIATION))
-    elif rule.scheme == "rgb":
-        values /= np.float32(255)
-    elif rule.scheme == "zscore_nonzero" and inside is not None and not inside.all():
-        part = values[inside]
-        if part.size:
-            values[inside] = _scored(part)
-    elif rule.scheme in ("zscore", "zscore_nonzero"):
-        values[...] = _scored(values)
+        return Scale(low, max(high - low, SMALLEST_DEVIATION))
+    if rule.scheme == "rgb":
+        return Scale(0.0, 255.0)
+    if rule.scheme in ("zscore", "zscore_nonzero"):
+        part = _part(values, rule, inside)
+        if not part.size:
+            return None
+        deviation = float(part.std(dtype=np.float64))
+        return Scale(float(part.mean(dtype=np.float64)), max(deviation, SMALLEST_DEVIATION))
+    return None
 
 
-def _scored(values: np.ndarray) -> np.ndarray:
-    mean = float(values.mean(dtype=np.float64))
-    deviation = float(values.std(dtype=np.float64))
-    return (values - np.float32(mean)) / np.float32(max(deviation, SMALLEST_DEVIATION))
+def _apply(values: np.ndarray, rule: Intensity, scale: Scale, inside: np.ndarray | None) -> None:
+    """In place; `ct` clips before it scales."""
+    part = _part(values, rule, inside)
+    if rule.scheme == "ct":
+        np.clip(part, *scale.ends, out=part)
+    part -= np.float32(scale.offset)
+    part /= np.float32(scale.divisor)
+    if part is not values:
+        values[inside] = part
+
+
+def _part(values: np.ndarray, rule: Intensity, inside: np.ndarray | None) -> np.ndarray:
+    """What counts: the array itself, or a copy of what lies inside."""
+    masked = rule.scheme == "zscore_nonzero" and inside is not None and not inside.all()
+    return values[inside] if masked else values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -19,10 +20,24 @@ SAMPLE = 1_000_000
 _LARGEST_VALUE = 1e30
 
 
+@dataclass(frozen=True)
+class Scale:
+    """How one channel is scaled: (value - offset) / divisor, between `ends`."""
+
+    offset: float
+    divisor: float
+    ends: tuple[float, float] = (-np.inf, np.inf)
+
+
+#: One for every channel; None: a constant one.
+Scales = tuple[Scale | None, ...]
+
+
 def normalise(
     array: np.ndarray,
     scheme: Literal["percentile", "zscore"] = "percentile",
     percentiles: tuple[float, float] = (0.5, 99.8),
+    scales: Scales | None = None,
 ) -> np.ndarray:
     """Scales intensities; any input gives finite numbers.
 
@@ -38,28 +53,41 @@ def normalise(
         array: [C, *spatial], any numeric dtype.
         scheme: see above.
         percentiles: low and high, 0 to 100.
+        scales: of a larger image that this is a part of, see `find_scales`; None: its own.
 
     Returns:
         float32, same shape, a new array.
     """
     result = np.zeros(array.shape, np.float32)
+    scales = scales or find_scales(array, scheme, percentiles)
+    for source, scale, target in zip(array, scales, result, strict=True):
+        if scale is not None:
+            _apply(source, scale, target)
+    return result
+
+
+def find_scales(
+    array: np.ndarray,
+    scheme: Literal["percentile", "zscore"] = "percentile",
+    percentiles: tuple[float, float] = (0.5, 99.8),
+) -> Scales:
+    """The statistics that `normalise` scales by; arguments as there."""
     if scheme == "percentile":
         low, high = _percentile_range(array, percentiles)
-        if high > low:
-            for source, target in zip(array, result, strict=True):
-                _scale(source, low, high - low, CLIP, target)
-        return result
+        return (Scale(low, high - low, CLIP) if high > low else None,) * len(array)
     if scheme != "zscore":
         raise ValueError(f"unknown normalisation '{scheme}'")
-    for source, target in zip(array, result, strict=True):
-        values = _finite(source)
-        if values.size and (smallest := values.min()) < (largest := values.max()):
-            mean = float(values.mean(dtype=np.float64))
-            # The squares of tiny differences vanish even in 64 bits.
-            deviation = float(values.std(dtype=np.float64)) or float(largest) - float(smallest)
-            ends = ((float(smallest) - mean) / deviation, (float(largest) - mean) / deviation)
-            _scale(source, mean, deviation, ends, target)
-    return result
+    return tuple(_score(_finite(channel)) for channel in array)
+
+
+def _score(values: np.ndarray) -> Scale | None:
+    if not values.size or not (smallest := values.min()) < (largest := values.max()):
+        return None
+    mean = float(values.mean(dtype=np.float64))
+    # The squares of tiny differences vanish even in 64 bits.
+    deviation = float(values.std(dtype=np.float64)) or float(largest) - float(smallest)
+    ends = ((float(smallest) - mean) / deviation, (float(largest) - mean) / deviation)
+    return Scale(mean, deviation, ends)
 
 
 def prepare_channels(image: Image, channels: Literal["rgb", "as_is"], count: int) -> np.ndarray:
@@ -122,15 +150,13 @@ def _finite(array: np.ndarray) -> np.ndarray:
     return array if finite.all() else array[finite]
 
 
-def _scale(
-    source: np.ndarray, offset: float, divisor: float, ends: tuple[float, float], out: np.ndarray
-) -> None:
-    """out = clip((source - offset) / divisor), NaN replaced by 0."""
+def _apply(source: np.ndarray, scale: Scale, out: np.ndarray) -> None:
+    """Scale a channel, NaN replaced by 0."""
     exact_in_float32 = source.dtype.itemsize <= 2 or source.dtype == np.float32
     with np.errstate(all="ignore"):
         work = source.astype(np.float32 if exact_in_float32 else np.float64)
-        np.subtract(work, offset, out=work)
-        np.divide(work, divisor, out=work)
-        np.clip(work, *ends, out=work)
+        np.subtract(work, scale.offset, out=work)
+        np.divide(work, scale.divisor, out=work)
+        np.clip(work, *scale.ends, out=work)
         np.nan_to_num(work, copy=False, nan=0.0)
     out[...] = work

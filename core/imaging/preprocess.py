@@ -14,8 +14,8 @@ import numpy as np
 
 from tttunet.errors import ImageError
 from tttunet.imaging.image import MILLIMETERS, Image
-from tttunet.imaging.intensity import Intensity, normalise_channels
-from tttunet.imaging.normalise import normalise, prepare_channels
+from tttunet.imaging.intensity import Intensity, channel_scales, normalise_channels
+from tttunet.imaging.normalise import Scales, find_scales, normalise, prepare_channels
 from tttunet.imaging.orientation import towards
 from tttunet.imaging.resample import (
     Box,
@@ -257,13 +257,17 @@ def place_of(
     return Place(tuple(shape), order, flips, box, grid, there, back), wanted
 
 
-def preprocess(image: Image, plan: Preprocessing, channels: int) -> Prepared:
+def preprocess(
+    image: Image, plan: Preprocessing, channels: int, scales: Scales | None = None
+) -> Prepared:
     """Bring an image to what a network takes.
 
     Args:
         image: without a T axis, see `frames`.
         plan: of the model.
         channels: input channels of the network.
+        scales: of the whole image that this is a part of, see `image_scales`: the part is
+            normalised as it is within the whole. None: this is the whole.
 
     Returns:
         The normalised array on the network's grid, and its place in the image.
@@ -271,26 +275,46 @@ def preprocess(image: Image, plan: Preprocessing, channels: int) -> Prepared:
     Raises:
         ImageError: the image has other channels than the model takes, or as for `place_of`.
     """
+    array, place, spacing = _turned(image, plan, channels)
+    if plan.intensities is None:
+        values = normalise(array, plan.normalisation, plan.percentiles, scales)
+    else:
+        inside = _inside(array, plan.intensities)
+        values = normalise_channels(array, plan.intensities, inside, scales)
+    if plan.frame is not None:
+        values = _smoothed(values, plan.frame)
+    return Prepared(resample_image(values, place.grid, place.coarse), place, spacing)
+
+
+def image_scales(image: Image, plan: Preprocessing, channels: int) -> Scales:
+    """The statistics by which `preprocess` normalises an image; arguments and errors as there."""
+    array, _, _ = _turned(image, plan, channels)
+    if plan.intensities is None:
+        return find_scales(array, plan.normalisation, plan.percentiles)
+    return channel_scales(array, plan.intensities, _inside(array, plan.intensities))
+
+
+def _turned(
+    image: Image, plan: Preprocessing, channels: int
+) -> tuple[np.ndarray, Place, tuple[float, ...]]:
+    """[C, *cropped], intensities as they are; its place, and the spacing of the network's grid."""
     array = prepare_channels(image, plan.channels, channels)
     geometry = (image.spatial_shape, image.spacing, image.direction, image.unit, plan)
     place, spacing = place_of(*geometry)
     if plan.crop == "nonzero":
         place, spacing = place_of(*geometry, box_around((place.turned(array) != 0).any(0)))
-    array = place.turned(array)
-    if plan.intensities is None:
-        values = normalise(array, plan.normalisation, plan.percentiles)
-    else:
-        if len(plan.intensities) != channels:
-            raise ImageError(
-                f"The model has rules for {len(plan.intensities)} channels and takes {channels}.",
-                "Its model.json is damaged: install it again.",
-            )
-        masked = any(rule.scheme == "zscore_nonzero" for rule in plan.intensities)
-        inside = _nonzero(array) if masked else None
-        values = normalise_channels(array, plan.intensities, inside)
-    if plan.frame is not None:
-        values = _smoothed(values, plan.frame)
-    return Prepared(resample_image(values, place.grid, place.coarse), place, spacing)
+    if plan.intensities is not None and len(plan.intensities) != channels:
+        raise ImageError(
+            f"The model has rules for {len(plan.intensities)} channels and takes {channels}.",
+            "Its model.json is damaged: install it again.",
+        )
+    return place.turned(array), place, spacing
+
+
+def _inside(array: np.ndarray, rules: Sequence[Intensity]) -> np.ndarray | None:
+    """Where masked rules look; None: there are none."""
+    masked = any(rule.scheme == "zscore_nonzero" for rule in rules)
+    return _nonzero(array) if masked else None
 
 
 def _wanted(own: tuple[float, ...], unit: str | None, plan: Preprocessing) -> tuple[float, ...]:

@@ -9,49 +9,29 @@ apart have:
 A *gap* is a patch without label in which the network saw some foreground: its doubt is the highest
 foreground probability there. The scale of the two is the share of places that turned out wrong
 on validation images of nuclei (`benchmarks/review.py`). Regions, slices and images are as doubtful
-as the places in them: see `rank_groups`.
+as the places in them: see `tttunet.measuring.places.rank_groups`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from scipy import ndimage
 
 from tttunet.imaging import Image
-from tttunet.inference.segment import MapsDone, segment
+from tttunet.inference.segment import MapsDone, Result, segment
 from tttunet.measuring.objects import Grid, finish, measure
+from tttunet.measuring.places import Place
 from tttunet.models.model import Model
 
-Group = TypeVar("Group", bound=Hashable)
 #: Weight of an object's dents beside its entropy.
 DENTS = 2.0
 #: Foreground probability from which a patch without label is a gap.
 GAP_FOREGROUND = 0.2
 #: Smaller gaps than this share of the median object are noise.
 GAP_SIZE = 0.25
-
-
-@dataclass(frozen=True)
-class Place:
-    """Somewhere to look.
-
-    Attributes:
-        kind: `object`, or `gap`: perhaps a missed object.
-        label: number of the object; 0 for a gap.
-        centre: in pixels, one number per axis.
-        bounds: [start, stop) per axis.
-        doubt: higher is more doubtful.
-    """
-
-    kind: Literal["object", "gap"]
-    label: int
-    centre: tuple[float, ...]
-    bounds: tuple[tuple[int, int], ...]
-    doubt: float
 
 
 def entropy(probabilities: np.ndarray) -> np.ndarray:
@@ -81,38 +61,27 @@ def rank_places(maps: np.ndarray, labels: np.ndarray, task: str) -> list[Place]:
     return sorted(found, key=lambda place: -place.doubt)
 
 
-def rank_groups(places: Iterable[tuple[Group, Place]], count: int = 5) -> list[tuple[Group, float]]:
-    """Regions, slices or images, those with the most doubtful places first.
-
-    Args:
-        places: the group of each place, and the place.
-        count: so many places, the most doubtful of a group, are added up.
-    """
-    doubts: dict[Group, list[float]] = {}
-    for group, place in places:
-        doubts.setdefault(group, []).append(place.doubt)
-    sums = {group: sum(sorted(found)[-count:]) for group, found in doubts.items()}
-    return sorted(sums.items(), key=lambda item: -item[1])
-
-
-def review_image(image: Image, model: Model, **options: Any) -> list[tuple[tuple[int, ...], Place]]:
+def review_image(
+    image: Image, model: Model, *, run: Callable[..., Result] = segment, **options: Any
+) -> list[tuple[tuple[int, ...], Place]]:
     """Segment an image, and say where the labels are doubtful.
 
     Args:
         image: see `segment`.
         model: likewise.
-        options: those of `segment`, without `maps_done`.
+        run: takes `segment`'s place; of planes that it tells twice, the last one counts.
+        options: those of `run`, without `maps_done`.
 
     Returns:
         Places with the number of their frame and slice, as far as the model sees these one by one;
         the most doubtful first.
     """
-    planes: list[tuple[tuple[int, ...], np.ndarray | None]] = []
-    keep: MapsDone = lambda index, maps: planes.append((index, maps))  # noqa: E731
-    labels = segment(image, model, maps_done=keep, **options).labels
+    planes: dict[tuple[int, ...], np.ndarray | None] = {}
+    keep: MapsDone = planes.__setitem__
+    labels = run(image, model, maps_done=keep, **options).labels
     found = [
         (index, place)
-        for index, maps in planes
+        for index, maps in planes.items()
         if maps is not None
         for place in rank_places(maps, labels[index], model.config.task)
     ]
@@ -128,7 +97,8 @@ def _objects(undecided: np.ndarray, objects: np.ndarray, labels: np.ndarray) -> 
     doubt = table.values["mean_0"].copy()
     if "solidity" in table.values:
         doubt += DENTS * (1 - np.nan_to_num(table.values["solidity"], nan=1.0))
-    numbers = table.values["label"]
+    # Of a part of a class, the label of the class.
+    numbers = ndimage.maximum(labels, objects, table.values["label"])
     return [
         _place("object", int(number), centre, box.T, value)
         for number, centre, box, value in zip(

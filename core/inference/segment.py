@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from tttunet.errors import ImageError, ModelError
 from tttunet.imaging import Image
+from tttunet.imaging.normalise import Scales
 from tttunet.imaging.preprocess import Prepared, frames, preprocess
 from tttunet.inference.accelerate import accelerated
 from tttunet.inference.adapting import LossMaps
@@ -87,6 +88,7 @@ def segment(
     decoding: InstanceDecoding | None = None,
     adaptation: Mode = "tile",
     adaptation_map: bool = False,
+    scales: Scales | None = None,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
     tile_done: TileDone | None = None,
@@ -109,6 +111,8 @@ def segment(
         adaptation: how TTT layers adapt, see `tttunet.layers.adaptation.Mode`: `off`, per `tile`,
             carried over the tiles of an `image` (each slice or time point anew), or `both`.
         adaptation_map: also return where they had to adapt.
+        scales: by which intensities are normalised, of the whole image that this is a part of (see
+            `tttunet.imaging.preprocess.image_scales`); None: its own, of each time point.
         progress: called with (tiles done, tiles in all).
         cancel: asked before every tile; True raises `Cancelled`.
         tile_done: receives every tile's place in the labels and the network's maps, as for
@@ -145,7 +149,7 @@ def segment(
     times = len(image.array) if "T" in image.axes else 1
     for number, frame in enumerate(frames(image)):
         when = (number,) if "T" in image.axes else ()
-        prepared = preprocess(frame, config.plan, config.network.input_channels)
+        prepared = preprocess(frame, config.plan, config.network.input_channels, scales)
         for index, found in _frame_labels(
             model,
             prepared,

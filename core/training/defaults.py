@@ -29,6 +29,8 @@ CONFIDENCE = 0.7
 #: Share of the tuned weights in the result, where the model to start from has the same heads. On
 #: training images, 0.4 to 0.75 learnt and forgot nearly alike, and 1 forgot twice as much.
 BLEND = 0.5
+#: Share of the labels that is held out.
+SHARE = 0.25
 VALIDATIONS = 8
 PATIENCE = 4
 

@@ -20,7 +20,7 @@ from tttunet.models.model import Model, load_model
 from tttunet.training.comparison import found_labels, save_comparison, worth_showing
 from tttunet.training.config import TrainConfig
 from tttunet.training.dataset import Task
-from tttunet.training.defaults import choose_settings, with_low_confidence
+from tttunet.training.defaults import SHARE, choose_settings, with_low_confidence
 from tttunet.training.heldout_scores import Tally, interval, summary, tally
 from tttunet.training.holdout import hold_out
 from tttunet.training.notes import (
@@ -30,7 +30,7 @@ from tttunet.training.notes import (
     NOT_BLENDED,
     TOO_FEW,
     UNCHANGED,
-    of_hidden_classes,
+    of_classes,
     of_known_classes,
 )
 from tttunet.training.own_replay import OWN_LICENCE, OWN_SOURCE, add_own
@@ -122,7 +122,7 @@ def finetune(
     parts: str = "auto",
     learning_rate: float | None = None,
     blend: float | None = None,
-    share: float = 0.25,
+    share: float = SHARE,
     options: Mapping[str, Any] | None = None,
     device: str = "auto",
     resume: bool = False,
@@ -132,6 +132,7 @@ def finetune(
     stop: Callable[[], bool] | None = None,
     pause: Callable[[], bool] | None = None,
     preview: Callable[[Model], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> FinetuneResult:
     """Fit a model to corrections, and measure on others what that brought.
 
@@ -169,7 +170,7 @@ def finetune(
         learning_rate: initial; None: by the kind of start.
         blend: share of the tuned weights in that mean, above 0 to 1; None: `defaults.BLEND`. A
             new head has no weights to go back to: then it is 1.
-        share: of the labels to hold out.
+        share: of the labels to hold out, above 0 and below 1.
         options: further fields of `TrainConfig`.
         device: `auto`, `cpu`, `cuda` or `mps`.
         resume: go on from the checkpoint in `output`, with the same samples and settings; of a
@@ -180,13 +181,15 @@ def finetune(
         stop: asked at every step; True ends the training with the best model so far.
         pause: asked at every step; the training waits while True.
         preview: called every few seconds with the model of the moment.
+        say: called with the notes of the result that are known before the first step.
 
     Raises:
-        DatasetError: the samples make no sense, or there is nothing to resume.
+        DatasetError: the samples make no sense, a share is none, or there is nothing to resume.
         ModelError: the model does not fit the samples.
         OutputError: `output` holds a training already, or cannot be written.
         Cancelled: `cancel` returned True.
     """
+    _check_shares(share, blend)
     tune_allocator()
     folder = Path(output)
     kind = accelerator(device)
@@ -211,6 +214,9 @@ def finetune(
     plan = _prepare(parent, material, name, seed, share, beside, chosen)
     if resume:
         _check_same(folder, plan.record)
+    if say is not None:
+        for note in plan.notes:
+            say(note)
     _ask(cancel)
     before = tally(plan.start, plan.val, kind, plan.taught) if plan.val else None
     known = None
@@ -258,6 +264,19 @@ def finetune(
     return _finish(best, plan, trainer, before, known, old, beside, parent, material, folder)
 
 
+def _check_shares(share: float, blend: float | None) -> None:
+    if not 0 < share < 1:
+        raise DatasetError(
+            f"A share of {share:g} of the labels cannot be held out.",
+            "Choose one between 0 and 1, for example 0.25.",
+        )
+    if blend is not None and not 0 < blend <= 1:
+        raise DatasetError(
+            f"Trained weights cannot have a share of {blend:g} in the model.",
+            "Choose one above 0, and 1 at most.",
+        )
+
+
 def _ask(cancel: Callable[[], bool] | None) -> None:
     if cancel is not None and cancel():
         raise Cancelled("The fine-tuning was cancelled.")
@@ -294,8 +313,7 @@ def _prepare(
         notes.append(NO_EARLIER_DATA)
     if new_head and chosen.get("blend", 1) != 1:
         notes.append(NOT_BLENDED)
-    if hidden:
-        notes.append(of_hidden_classes(hidden))
+    notes += of_classes(None if parent is None else parent.config, material)
     settings = choose_settings(
         start.config,
         len(train),
@@ -309,6 +327,7 @@ def _prepare(
         "start": _weights_hash(start) if parent and not new_head else None,
         "name": name,
         "seed": seed,
+        "share": share,
         "samples": [_fingerprint(sample) for sample in (*material.samples, *material.val)],
         "replay": len(kept.train),
         "settings": settings.model_dump(mode="json"),
@@ -352,6 +371,7 @@ def _check_same(folder: Path, record: dict[str, Any]) -> None:
         raise DatasetError(
             f"There is no fine-tuning to resume in '{folder}'.", "Start it without --resume."
         ) from None
+    stored = {"share": SHARE, **stored}  # older versions did not say it
     changed = [key for key in record if stored.get(key) != record[key]]
     if changed:
         raise DatasetError(

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from tttunet.training.dataset import Task
+from tttunet.training.defaults import SHARE
 from tttunet.training.prepare import FOREGROUND, IGNORE
 from tttunet.training.samples import Sample
 
@@ -19,7 +20,7 @@ _TRIES = 32
 
 
 def hold_out(
-    samples: Sequence[Sample], task: Task, seed: int = 0, share: float = 0.25
+    samples: Sequence[Sample], task: Task, seed: int = 0, share: float = SHARE
 ) -> tuple[list[Sample], list[Sample]]:
     """Divide samples into those to train on and those to validate on; no pixel is in both.
 

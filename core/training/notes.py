@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tttunet.models.config import ModelConfig
+from tttunet.training.samples import Material
+from tttunet.training.transfer import hidden_classes, same_question, unmarked_classes
+
 TOO_FEW = "There are too few labels to hold some out, so no score can be told."
 FROM_SCRATCH = (
     "The model begins from scratch, so there is no score before to compare with, and nothing that "
@@ -18,6 +22,30 @@ NEW_HEAD = (
 NO_EARLIER_DATA = "No earlier data lies beside the model, so it may forget some of it."
 NOT_BLENDED = "The head is new, so the weights are not blended with the earlier ones."
 UNCHANGED = "No step made the model better: it is the one to start from, unchanged."
+
+
+def of_classes(config: ModelConfig | None, material: Material) -> list[str]:
+    """What is learnt about classes that nobody marked.
+
+    Args:
+        config: of the model to start from; None: a new one.
+        material: what it learns from.
+    """
+    known = config is not None and same_question(config, material)
+    hidden = hidden_classes(config, material) if known and config is not None else {}
+    unmarked = unmarked_classes(material)
+    return [
+        *([of_hidden_classes(hidden)] if hidden else []),
+        *([of_unmarked_classes(unmarked)] if unmarked else []),
+    ]
+
+
+def of_unmarked_classes(classes: Mapping[int, str]) -> str:
+    """About classes that the labels could mark, but do not."""
+    return (
+        f"Nothing is marked as {_names(classes.values(), 'or')}: where background is checked, the "
+        "model learns that there is none."
+    )
 
 
 def of_hidden_classes(classes: Mapping[int, str]) -> str:
@@ -44,6 +72,6 @@ def of_known_classes(names: Iterable[str], scores: Mapping[str, Any]) -> str:
     )
 
 
-def _names(names: Iterable[str]) -> str:
+def _names(names: Iterable[str], word: str = "and") -> str:
     *first, last = (f"'{name}'" for name in names)
-    return f"{', '.join(first)} and {last}" if first else last
+    return f"{', '.join(first)} {word} {last}" if first else last

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from tttunet.errors import ModelError
@@ -16,6 +17,7 @@ from tttunet.models.config import (
 from tttunet.models.labels import with_table
 from tttunet.models.model import Model
 from tttunet.training.planning import plan_network
+from tttunet.training.prepare import FOREGROUND
 from tttunet.training.samples import Material
 
 
@@ -80,6 +82,17 @@ def hidden_classes(config: ModelConfig, material: Material) -> dict[int, str]:
     if config.task != "semantic":
         return {}
     return {n.value: n.name for n in config.labels if n.value not in material.classes}
+
+
+def unmarked_classes(material: Material) -> dict[int, str]:
+    """Classes that no label marks anywhere; where some object is marked, it may be of any."""
+    if material.task != "semantic":
+        return {}
+    samples = (*material.samples, *material.val)
+    marked = {int(value) for sample in samples for value in np.unique(sample.labels)}
+    return {} if FOREGROUND in marked else {
+        value: name for value, name in material.classes.items() if value not in marked
+    }  # fmt: skip
 
 
 def shared_classes(old: ModelConfig, new: ModelConfig) -> dict[int, str]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 import tttunet
 from squares import write_squares
+from tttunet.models.config import Label
+from tttunet.models.model import Model
+from tttunet.training.defaults import BLEND, SHARE
+from tttunet.training.run import RECORD_NAME
 
 from .conftest import Run, tiny_model
 
@@ -49,6 +54,39 @@ def test_from_scratch(run: Run, dataset, tmp_path):
     ran = run("finetune", "scratch", dataset, "-o", tmp_path / "run", "--steps", 1)
     assert ran.code == 0, ran.err
     assert tttunet.load_model(tmp_path / "run" / "model").config.card.parent is None
+
+
+def test_classes_that_are_left_alone_are_named_once(run: Run, dataset, tmp_path):
+    model = tiny_model("semantic")
+    labels = (Label(value=1, name="square"), Label(value=2, name="ground"))
+    network = model.config.network.model_copy(update={"output_channels": 3})
+    config = model.config.model_copy(update={"labels": labels, "network": network})
+    Model.create(config).save(tmp_path / "two")
+    ran = run("finetune", tmp_path / "two", dataset, "-o", tmp_path / "run", "--steps", 1)
+    assert ran.code == 0, ran.err
+    assert ran.out.count("The model also finds 'ground'") == 1
+    assert ran.out.index("'ground'") < ran.out.index("Held out")
+
+
+def test_shares_of_what_is_held_out_and_of_the_trained_weights(run: Run, dataset, tmp_path):
+    model = tiny_model("semantic").save(tmp_path / "classes")
+
+    def card(name: str, *options: object) -> dict:
+        words = ["finetune", model, dataset, "-o", tmp_path / name, "--steps", 2, *options]
+        ran = run(*words)
+        assert ran.code == 0, ran.err
+        return tttunet.load_model(tmp_path / name / "model").config.card.training
+
+    default = card("default")
+    assert default["settings"]["blend"] == BLEND
+    assert json.loads((tmp_path / "default" / RECORD_NAME).read_text())["share"] == SHARE
+    chosen = card("chosen", "--blend", 0.25, "--share", 0.5)
+    assert chosen["settings"]["blend"] == 0.25
+    assert json.loads((tmp_path / "chosen" / RECORD_NAME).read_text())["share"] == 0.5
+    for wrong in (["--share", 1.5], ["--blend", 0]):
+        assert run("finetune", model, dataset, "-o", tmp_path / "wrong", *wrong).code == 2
+    again = run("finetune", model, dataset, "-o", tmp_path / "chosen", "--steps", 2, "--resume")
+    assert "differ: share" in again.err, "what was held out must not be trained on"
 
 
 def test_nothing_to_resume(run: Run, model, dataset, tmp_path):

@@ -8,7 +8,11 @@ import numpy as np
 
 from tttunet.engine.client import Engine
 from tttunet.engine.messages import Finetune, PlanFinetune
+from tttunet.imaging import Image
+from tttunet.imaging.preprocess import image_scales
+from tttunet.inference.segment import segment
 from tttunet.models.card import read_config
+from tttunet.models.model import load_model
 
 from .conftest import Heard, finish
 
@@ -45,6 +49,32 @@ def test_curve_preview_and_scores(engine: Engine, models, dataset: Path, tmp_pat
     assert previews[-1].labels.shape == view.shape
 
 
+def test_the_preview_is_normalised_as_the_whole_image(
+    engine: Engine, models, dataset: Path, tmp_path: Path
+):
+    """A dim corner of a bright image: what it shows is what the whole image's labels have there."""
+    whole = np.random.default_rng(0).integers(0, 40, (64, 96), np.uint8)
+    whole[:, 48:] *= 6
+    part = ((0, 64), (0, 40))
+    heard = Heard()
+    start = models[2, "instance"]
+    # Without learning anything, the model of the moment stays the first one.
+    frozen = {**FAST, "steps": None, "max_minutes": 0.15, "learning_rate": 1e-12}
+    given = {"view": whole, "axes": "YX", "part": part, "on_event": heard}
+    done = finish(engine.finetune(start, dataset, tmp_path / "run", **given, **frozen))
+    assert done.kind == "done", done
+    shown = [event for event in heard if not hasattr(event, "kind")][-1]
+    assert shown.bounds == ((0, 64), (0, 40))
+    model = load_model(Path(done.result["folder"]))
+    image = Image.from_array(whole, "YX")
+    crop = Image.from_array(whole[:, :40], "YX")
+    scales = image_scales(image, model.config.plan, model.config.network.input_channels)
+    as_whole = segment(crop, model, device="cpu", scales=scales).labels
+    on_its_own = segment(crop, model, device="cpu").labels
+    assert (as_whole != on_its_own).mean() > 0.05, "the test needs an image where it matters"
+    assert (shown.labels == as_whole).mean() > 0.999
+
+
 def test_how_many_steps_there_would_be(engine: Engine, models, dataset: Path, tmp_path: Path):
     model = models[2, "instance"]
 
@@ -58,7 +88,8 @@ def test_how_many_steps_there_would_be(engine: Engine, models, dataset: Path, tm
         done["train_parts"],
         done["held_out_parts"],
     )
-    assert automatic["minutes"] == 2.0  # for machines that are slow
+    # The minutes are for machines that are slow.
+    assert (automatic["minutes"], automatic["notes"]) == (2.0, [])
     assert automatic["pixels"] == 4 * 32 * 32, "its batches are larger than those of `FAST`"
     assert plan("")["steps"] > automatic["steps"] > 0, "a new model needs more"
     assert plan(model, steps=7)["steps"] == 7

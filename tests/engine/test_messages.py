@@ -27,9 +27,16 @@ EXAMPLES = [
     messages.Decode("out.npy", {"foreground": 0.4}),
     messages.Review("l.npy", "id", 5),
     messages.Estimate((3, 4), "YX", "nuclei"),
+    messages.ReviewImage("project", "plate-1", "nuclei"),
     messages.Train("data", "run", {"steps": 3}),
     messages.Finetune(
-        "nuclei", "project", "run", {"seed": 1}, ImageRef(array="view.npy", axes="YX"), "out.npy"
+        "nuclei",
+        "project",
+        "run",
+        {"seed": 1},
+        ImageRef(array="view.npy", axes="YX"),
+        "out.npy",
+        part=((3, 9), (0, 20)),
     ),
     messages.PlanFinetune("nuclei", "project", {"seed": 1}),
     messages.Evaluate("a", "b", "instance"),

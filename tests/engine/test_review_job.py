@@ -7,7 +7,9 @@ import tifffile
 
 from tttunet.engine import messages
 from tttunet.engine.client import Engine
-from tttunet.inference.review import rank_places
+from tttunet.inference.review import rank_places, review_image
+from tttunet.models.model import load_model
+from tttunet.projects import Project
 
 from .conftest import finish, noise
 
@@ -49,6 +51,22 @@ def test_lost_maps_and_foreign_labels_are_told(engine: Engine, models):
     assert "not in memory any more" in failed.message
 
 
+def test_places_of_a_projects_image_have_its_label_axes(engine: Engine, models, tmp_path):
+    folder = models[2, "semantic"]
+    with Project.create(tmp_path / "cells", task="semantic", classes={1: "one"}) as project:
+        stack = project.add_image(noise((3, 60, 48)), axes="ZYX", name="stack")
+        found = finish(engine.review_image(project.folder, stack.id, folder)).result
+        expected = review_image(project.load(stack), load_model(folder), device="cpu")
+        missing = finish(engine.review_image(project.folder, "another", folder))
+    assert found["total"] == len(expected) > 3
+    first = found["places"][0]
+    index, place = expected[0]
+    np.testing.assert_allclose(first["centre"], (*index, *place.centre))
+    assert first["bounds"] == [[index[0], index[0] + 1], *map(list, place.bounds)]
+    assert abs(first["doubt"] - place.doubt) < 1e-5
+    assert "no image 'another'" in missing.message
+
+
 def test_nothing_waits_in_silence_behind_a_batch(engine: Engine, models, tmp_path):
     done = finish(engine.segment(noise((40, 40)), axes="YX", model=models[2, "semantic"]))
     tifffile.imwrite(tmp_path / "one.tif", noise((40, 40)))
@@ -57,6 +75,8 @@ def test_nothing_waits_in_silence_behind_a_batch(engine: Engine, models, tmp_pat
     refused = engine.review(done.result["labels"], done.result["maps_id"])
     assert refused.finished
     assert "a batch" in refused.outcome.message
+    other = engine.review_image(tmp_path, "one", models[2, "semantic"])
+    assert (other.finished, other.outcome.problem) == (True, "busy")
     assert isinstance(finish(job), messages.Done)
     assert isinstance(
         finish(engine.review(done.result["labels"], done.result["maps_id"])), messages.Done

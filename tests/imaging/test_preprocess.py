@@ -13,7 +13,14 @@ from tttunet.imaging import Image
 from tttunet.imaging.intensity import Intensity
 from tttunet.imaging.itk import from_sitk
 from tttunet.imaging.orientation import orientation_of
-from tttunet.imaging.preprocess import Place, Prepared, frames, place_of, preprocess
+from tttunet.imaging.preprocess import (
+    Place,
+    Prepared,
+    frames,
+    image_scales,
+    place_of,
+    preprocess,
+)
 from tttunet.models.config import Plan
 
 RAW = (Intensity(scheme="none"),)
@@ -317,3 +324,30 @@ def test_a_large_frame_loses_its_noise():
 def test_frames_are_flat_and_without_scale(wrong):
     with pytest.raises(ValueError, match="frame must be"):
         Plan(**{"patch_size": (32, 32), "frame": (48, 64), **wrong})
+
+
+CT = Intensity(scheme="ct", low=-5, high=60, mean=3, deviation=7)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"normalisation": "percentile"},
+        {"normalisation": "zscore"},
+        {"intensities": (CT,)},
+        *({"intensities": (Intensity(scheme=s),)} for s in ("zscore", "rescale", "rgb", "none")),
+        {"intensities": (Intensity(scheme="zscore_nonzero"),), "crop": "nonzero"},
+    ],
+    ids=str,
+)
+def test_a_part_is_normalised_as_it_is_in_the_whole(rules: dict):
+    array = np.random.default_rng(0).normal(50, 9, (24, 30)).astype(np.float32)
+    array[:, 15:] *= 4
+    array[:3] = 0
+    plan = Plan(patch_size=(8, 8), **rules)
+    scales = image_scales(Image.from_array(array), plan, 1)
+    whole = np.zeros((24, 30), np.float32)
+    prepared = preprocess(Image.from_array(array), plan, 1)
+    whole[prepared.place.box] = prepared.array[0]
+    part = preprocess(Image.from_array(array[5:20, 2:14]), plan, 1, scales)
+    np.testing.assert_array_equal(part.array[0], whole[5:20, 2:14])

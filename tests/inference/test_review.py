@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tttunet.inference.review import GAP_FOREGROUND, Place, entropy, rank_groups, rank_places
+from tttunet.inference.review import GAP_FOREGROUND, entropy, rank_places
+from tttunet.measuring.places import Place, rank_groups
 
 
 def disc(shape: tuple[int, ...], centre: tuple[float, ...], radius: float) -> np.ndarray:
@@ -79,6 +80,7 @@ def test_parts_of_classes_are_places_in_3d():
     maps[0] = 1 - maps[1:].sum(0)
     places = rank_places(maps, labels, "semantic")
     assert [place.kind for place in places] == ["object"] * 3
+    assert [place.label for place in places] == [1, 4, 1], "the classes, not numbers of parts"
     np.testing.assert_allclose(places[0].centre, (8, 8, 23), atol=0.1)
     np.testing.assert_allclose(places[1].centre, (8, 23, 16), atol=0.1)
 

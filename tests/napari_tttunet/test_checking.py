@@ -84,8 +84,10 @@ def test_without_the_maps_unusual_sizes_come_first(viewer: Any, dock: Dock) -> N
 
 
 def test_a_channel_axis_gets_a_place() -> None:
-    places = [{"centre": [1.0, 2.0, 3.0], "label": 4}, {"centre": [0.0, 5.0, 6.0], "label": 0}]
+    one = {"centre": [1.0, 2.0, 3.0], "label": 4, "doubt": 0.5}
+    places = [one, {"centre": [0.0, 5.0, 6.0], "label": 0, "doubt": 0.25}]
     found = doubtful(places, np.array([10, 0, 20, 30]), 1)
     np.testing.assert_allclose(found.centres, [[11, 0, 22, 33], [10, 0, 25, 36]])
     assert found.numbers.tolist() == [4, 0]
+    np.testing.assert_array_equal(found.doubts, [0.5, 0.25])
     assert doubtful([], np.array([1, 2]), -1).centres.shape == (0, 2)

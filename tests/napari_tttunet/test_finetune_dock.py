@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -97,6 +98,8 @@ def test_scores_and_pictures_then_revert(tuning: Tuning, tmp_path: Path) -> None
     tuning.open_project(make_project(tmp_path))
     tuning.tiny_budget(3)
     tuning.find("preview").setChecked(False)
+    tuning.find("share").setValue(40)
+    tuning.find("blend").setValue(70)
     tuning.click("finetune")
     tuning.finished()
     text = tuning.find("finetune_scores").text()
@@ -107,6 +110,8 @@ def test_scores_and_pictures_then_revert(tuning: Tuning, tmp_path: Path) -> None
     assert [name for name, _ in row] == ["truth", "before", "after"]
     project = tuning.dock.work.project
     (run,) = (project.folder / "runs").iterdir()
+    record = json.loads((run / "training" / "finetune.json").read_text())
+    assert (record["share"], record["settings"]["blend"]) == (0.4, 0.7)
     tuning.until(lambda: "result" in (remembered_run(project) or {}))
     tuning.click("revert")
     tuning.until(lambda: not run.exists())
@@ -120,11 +125,16 @@ def test_scores_and_pictures_then_revert(tuning: Tuning, tmp_path: Path) -> None
     tuning.choose("parts", "decoder")
     tuning.find("learning_rate").clear()
     tuning.find("replay").setChecked(True)
+    tuning.find("share").setValue(25)
+    tuning.find("blend").setValue(0)
+    assert "blend" not in tuning.dock.view.expert.options(), "that is automatic"
     tuning.open_project(project.folder)
     tuning.until(lambda: tuning.find("steps").value() == 3)
     assert tuning.find("parts").currentData() == "head"
     assert tuning.dock.view.expert.options()["learning_rate"] == 0.0003
     assert not tuning.find("replay").isChecked()
+    assert tuning.dock.view.expert.options()["share"] == 0.4
+    assert tuning.dock.view.expert.options()["blend"] == 0.7
 
 
 def test_the_worker_is_killed_and_the_fine_tuning_resumed(tuning: Tuning, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ class Bench:
         data[30:40, 80:90] = 1
         self.labels = self.viewer.add_labels(data, scale=(0.5, 0.5))
         self.work = ProjectWork(self.viewer, Settings(folder / "own.json"))
-        self.correct = Corrections(self.viewer, self.work)
+        self.correct = Corrections(self.viewer, self.work, lambda: "")
         self.correct.choose(self.labels)
         self.said: list[str] = []
         self.correct.said.connect(self.said.append)

@@ -9,11 +9,15 @@ import torch
 
 from discs import run, sample
 from tiny import make_config
+from tttunet.errors import DatasetError
 from tttunet.inference.segment import predict_labels
 from tttunet.models.config import Label
 from tttunet.models.model import Model, load_model
+from tttunet.training.finetune import finetune
 from tttunet.training.loss import deep_supervision_loss, segmentation_loss, without_classes
-from tttunet.training.prepare import IGNORE
+from tttunet.training.notes import of_classes
+from tttunet.training.prepare import FOREGROUND, IGNORE
+from tttunet.training.samples import Material
 
 CLASSES = {1: "disc", 4: "ground"}
 
@@ -39,12 +43,21 @@ def discs(seed: int):
 
 
 def test_classes_that_the_labels_lack_are_not_unlearnt(parent, tmp_path):
-    data = [discs(0)]
-    result = run(parent, data, tmp_path / "run", steps=25, task="semantic", classes={1: "disc"})
+    data, heard = [discs(0)], list[object]()
+    result = run(
+        *(parent, data, tmp_path / "run"),
+        steps=25,
+        task="semantic",
+        classes={1: "disc"},
+        say=heard.append,
+        listener=heard.append,
+    )
     assert result.improved
     assert {label.value for label in result.model.config.labels} == {1, 4}
     (note,) = [note for note in result.notes if "'ground'" in note]
     assert "neither trained nor scored" in note
+    first = next(i for i, event in enumerate(heard) if not isinstance(event, str))
+    assert heard.index(note) < first, "it is told before the training"
     # Everything around the discs is labelled as background; the model still calls it ground.
     found = predict_labels(load_model(result.folder), data[0].image)
     truth = data[0].labels
@@ -54,6 +67,23 @@ def test_classes_that_the_labels_lack_are_not_unlearnt(parent, tmp_path):
     assert (result.before.get("dice_4"), result.after.get("dice_4")) == (None, None)
     assert result.after["score"] == result.after["dice_1"] > 0.5
     assert not (result.folder / "replay").exists()
+
+
+def test_classes_that_the_labels_have_but_do_not_mark_are_named(parent):
+    known = Material([discs(0)], "semantic", 2, CLASSES, "discs", [])
+    (note,) = of_classes(load_model(parent).config, known)
+    assert note.startswith("Nothing is marked as 'ground': where background is checked")
+    everything = replace(known, classes={1: "disc"})
+    assert "has no class for" not in " ".join(of_classes(None, everything))
+    assert of_classes(None, everything) == []
+    some = replace(discs(0), labels=np.full_like(discs(0).labels, FOREGROUND))
+    assert of_classes(None, replace(known, samples=[some])) == [], "it may be of any class"
+
+
+def test_shares_that_are_none_are_refused(parent, tmp_path):
+    for wrong, word in (({"share": 1.0}, "held out"), ({"blend": 0.0}, "share of 0 in the model")):
+        with pytest.raises(DatasetError, match=word):
+            finetune(parent, [discs(0)], tmp_path / "run", **wrong)
 
 
 def test_hidden_classes_count_as_background():
