@@ -61,14 +61,14 @@ def run_review_image(
             not suit the model, or there is not enough memory.
     """
     reporter.stage("loading the model")
-    folder, model = models.get(request.model)
+    folders, model = models.get(request.model)
     reporter.stage("reading the image")
     with Project.open(request.project, read_only=True) as project:
         image = project.load(request.image)
     places = review_image(
         image,
         model,
-        run=functools.partial(segment_in_memory, reporter=reporter, models=models, folder=folder),
+        run=functools.partial(segment_in_memory, reporter=reporter, models=models, folders=folders),
         device=request.device,
         overlap=0.25,
         mirror=False,
