@@ -9,15 +9,13 @@ from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_tttunet.dock_work import Background, weakly
 from napari_tttunet.keys import look_at
-from napari_tttunet.objects import Objects, odd_first
+from napari_tttunet.objects import DOUBTFUL_FIRST, Objects, odd_first
 from napari_tttunet.segment_run import SegmentRun
 from napari_tttunet.session import session
 from tttunet.engine import messages
 
 #: Milliseconds that the worker has to answer.
 PATIENCE = 2000
-#: The order of doubtful places, in words.
-DOUBTFUL_FIRST = "the most doubtful first"
 
 
 class Checking(QObject):

@@ -89,7 +89,7 @@ class Unchecked(QObject):
     def next(self, labels: Any) -> None:
         """Go to the next place of a Labels layer, which is annotated."""
         if self.ranking.busy:
-            self.ranking.answer()
+            self.ranking.hurry()
             return
         annotation = self._work.annotation
         assert annotation is not None
@@ -280,11 +280,16 @@ class Unchecked(QObject):
         else:
             self._seen.clear()
             self._points.clear()
-            why = f" {self.ranking.skipped[0]}" if self.ranking.skipped else ""
-            self.said.emit(
-                "Every place that the model doubts is checked or was seen, on all "
-                f"{len(project.images)} images. Press again to go through them once more.{why}"
-            )
+            self.said.emit(self._nothing_left(len(project.images)))
+
+    def _nothing_left(self, count: int) -> str:
+        why = f" {self.ranking.skipped[0]}" if self.ranking.skipped else ""
+        if not self.ranking.complete:
+            return f"There is no doubtful place in the images looked through until now.{why}"
+        return (
+            f"Every place that the model doubts is checked or was seen, on all {count} images. "
+            f"Press again to go through them once more.{why}"
+        )
 
     def _arrived(self) -> None:
         """Labels are ready: go on in them, if they are of the image that was to come next."""

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from napari_tttunet.annotation import UNKNOWN, Annotation
-from napari_tttunet.checking import DOUBTFUL_FIRST
-from napari_tttunet.objects import Objects, odd_first
+from napari_tttunet.objects import DOUBTFUL_FIRST, Objects, odd_first
 from tttunet.measuring.places import Place, rank_groups
 from tttunet.projects import Corrections
 

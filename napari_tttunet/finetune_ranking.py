@@ -64,12 +64,25 @@ class Ranking(QObject):
         """The places of an image; None: nobody asked yet."""
         return self._places.get(image_id) if self._asked == (folder, model) else None
 
-    def answer(self) -> None:
-        """Answer now, with the images that were looked through until now."""
+    def hurry(self) -> None:
+        """Answer now, if any image was looked through."""
+        if self._found:
+            self._answer()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last answer had all images."""
+        return len(self._found) == len(self._names)
+
+    @property
+    def _found(self) -> dict[str, list[Place]]:
+        return {name: self._places[name] for name in self._names if name in self._places}
+
+    def _answer(self) -> None:
         then = self._then
         self.forget()
         if then is not None:
-            then({name: self._places[name] for name in self._names if name in self._places})
+            then(self._found)
 
     def forget(self) -> None:
         """The answer is not wanted any more."""
@@ -80,7 +93,7 @@ class Ranking(QObject):
     def _go_on(self) -> None:
         missing = [image_id for image_id in self._names if image_id not in self._places]
         if not missing:
-            self.answer()
+            self._answer()
             return
         number, name = len(self._names) - len(missing) + 1, self._names[missing[0]]
         self.said.emit(
@@ -105,7 +118,7 @@ class Ranking(QObject):
             self._places[image_id] = []
             self._go_on()
         else:
-            self.answer()
+            self._answer()
 
 
 def _place(told: Mapping[str, Any]) -> Place:

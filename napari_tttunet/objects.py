@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+#: The order of doubtful places, in words.
+DOUBTFUL_FIRST = "the most doubtful first"
+
 
 @dataclass(frozen=True, eq=False)
 class Objects:

@@ -56,20 +56,26 @@ def test_from_scratch(run: Run, dataset, tmp_path):
     assert tttunet.load_model(tmp_path / "run" / "model").config.card.parent is None
 
 
+def of_squares(folder: Path, *more: str) -> Path:
+    """A model that finds the data set's class, and more."""
+    config = tiny_model("semantic").config
+    labels = tuple(Label(value=i, name=name) for i, name in enumerate(("square", *more), 1))
+    network = config.network.model_copy(update={"output_channels": len(labels) + 1})
+    changed = config.model_copy(update={"labels": labels, "network": network})
+    return Model.create(changed).save(folder / "finds-squares")
+
+
 def test_classes_that_are_left_alone_are_named_once(run: Run, dataset, tmp_path):
-    model = tiny_model("semantic")
-    labels = (Label(value=1, name="square"), Label(value=2, name="ground"))
-    network = model.config.network.model_copy(update={"output_channels": 3})
-    config = model.config.model_copy(update={"labels": labels, "network": network})
-    Model.create(config).save(tmp_path / "two")
-    ran = run("finetune", tmp_path / "two", dataset, "-o", tmp_path / "run", "--steps", 1)
+    ran = run(
+        "finetune", of_squares(tmp_path, "ground"), dataset, "-o", tmp_path / "run", "--steps", 1
+    )
     assert ran.code == 0, ran.err
     assert ran.out.count("The model also finds 'ground'") == 1
     assert ran.out.index("'ground'") < ran.out.index("Held out")
 
 
 def test_shares_of_what_is_held_out_and_of_the_trained_weights(run: Run, dataset, tmp_path):
-    model = tiny_model("semantic").save(tmp_path / "classes")
+    model = of_squares(tmp_path)
 
     def card(name: str, *options: object) -> dict:
         words = ["finetune", model, dataset, "-o", tmp_path / name, "--steps", 2, *options]
