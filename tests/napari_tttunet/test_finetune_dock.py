@@ -75,6 +75,7 @@ def test_segment_paint_mark_finetune_and_keep(viewer: Any, qtbot: Any, tmp_path:
     tuning.tiny_budget(100)  # longer than the first preview takes to come
     tuning.click("finetune")
     tuning.until(lambda: any("preview" in layer.name for layer in viewer.layers))
+    tuning.click("stop")
     tuning.finished()
     assert not any("preview" in layer.name for layer in viewer.layers)
     assert len(tuning.dock.view.curve.losses) > 0
