@@ -15,7 +15,6 @@ from tttunet.layers.upsampled import convolve_upsampled, pays, project_upsampled
 
 NEGATIVE_SLOPE = 0.01
 Build = Callable[..., nn.Module]
-CONV: dict[int, Build] = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def to_channels_last(x: Tensor) -> Tensor:
@@ -111,24 +110,30 @@ class SameConv3d(_FasterOnCPUs, nn.Conv3d):
 
 
 class _MatrixProduct:
-    """A 1x1 convolution: on channels-last maps a matrix product without any copy."""
+    """A 1x1 convolution: on channels-last maps a matrix product, with stride 1 without any copy.
+
+    With a stride, oneDNN's gradient of the weights (3.12, AVX2) writes past the end of its memory
+    where there are fewer than 8 input channels.
+    """
 
     weight: Any
     bias: Any
+    stride: Any
 
     def forward(self, x: Tensor, add_bias: bool = True) -> Tensor:
         rows, bias = x.movedim(1, -1), self.bias if add_bias else None
         if x.device.type != "cpu" or not rows.is_contiguous() or torch.jit.is_tracing():
             return self._conv_forward(x, self.weight, bias)  # type: ignore[attr-defined]
+        rows = rows[(slice(None), *(slice(None, None, step) for step in self.stride))]
         return F.linear(rows, self.weight.flatten(1), bias).movedim(-1, 1)
 
 
 class PointwiseConv2d(_MatrixProduct, nn.Conv2d):
-    """[batch, C, H, W] -> [batch, outputs, H, W], kernel 1, stride 1."""
+    """[batch, C, H, W] -> [batch, outputs, H / stride, W / stride], kernel 1."""
 
 
 class PointwiseConv3d(_MatrixProduct, nn.Conv3d):
-    """[batch, C, D, H, W] -> [batch, outputs, D, H, W], kernel 1, stride 1."""
+    """[batch, C, D, H, W] -> [batch, outputs, D / stride, H / stride, W / stride], kernel 1."""
 
 
 class _ProductsInBackward:
@@ -174,8 +179,7 @@ def pointwise_conv(
     dim: int, in_channels: int, out_channels: int, stride: tuple[int, ...] | int = 1
 ) -> nn.Module:
     """Convolution with kernel 1."""
-    build = (_POINTWISE_CONV if stride in (1, (1,) * dim) else CONV)[dim]
-    return build(in_channels, out_channels, 1, stride)
+    return _POINTWISE_CONV[dim](in_channels, out_channels, 1, stride)
 
 
 def up_conv(
