@@ -32,7 +32,9 @@ def pays(x: Tensor, weight: Tensor) -> bool:
             padding that keeps the size.
     """
     return (
-        x.device.type == "cpu"
+        # First, as compilers cannot follow the question after the processor.
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
         and torch.backends.cpu.get_cpu_capability() == "AVX2"
         and torch.is_grad_enabled()
         and weight.requires_grad
@@ -43,7 +45,6 @@ def pays(x: Tensor, weight: Tensor) -> bool:
         and x.is_contiguous(memory_format=_CHANNELS_LAST[x.ndim])
         and type(x) is Tensor
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
     )
 
