@@ -23,7 +23,7 @@ def test_curve_preview_and_scores(engine: Engine, models, dataset: Path, tmp_pat
     heard = Heard()
     view = np.zeros((1, 40, 50), np.uint8)
     view[0, 10:20, 10:20] = 200
-    long = {**FAST, "steps": None, "max_minutes": 0.15}
+    long = {**FAST, "steps": None, "max_minutes": 0.5}
     job = engine.finetune(
         models[2, "instance"],
         dataset,
@@ -59,7 +59,7 @@ def test_the_preview_is_normalised_as_the_whole_image(
     heard = Heard()
     start = models[2, "instance"]
     # Without learning anything, the model of the moment stays the first one.
-    frozen = {**FAST, "steps": None, "max_minutes": 0.15, "learning_rate": 1e-12}
+    frozen = {**FAST, "steps": None, "max_minutes": 0.5, "learning_rate": 1e-12}
     given = {"view": whole, "axes": "YX", "part": part, "on_event": heard}
     done = finish(engine.finetune(start, dataset, tmp_path / "run", **given, **frozen))
     assert done.kind == "done", done

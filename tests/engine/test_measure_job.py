@@ -95,7 +95,7 @@ def test_objects_are_measured_and_compared_while_a_training_runs(engine: Engine,
     # What the training has no room for is told at once.
     heard = Heard()
     failed = finish(engine.decode({"min_size": 3}, on_event=heard))
-    assert (failed.kind, failed.problem) == ("failed", "input")
+    assert (failed.kind, failed.problem) == ("failed", "busy")
     assert "Segment it again" in failed.hint
     assert heard.kinds == ["queued", "failed"]
     assert finish(engine.review(labels)).kind == "failed"

@@ -110,7 +110,9 @@ def test_the_network_sees_every_place_where_it_is(image: Image, plan: Plan):
     extent = np.array(place.cropped) * [image.spacing[axis] for axis in place.order]
     # The grid covers the same box: the network's voxels are `extent / grid` large.
     step = extent / place.grid
-    np.testing.assert_allclose(step, spacing, rtol=0.5 / np.array(place.grid).min() + 1e-6)
+    # Less than half a voxel becomes one all the same.
+    near = np.abs(extent / spacing - place.grid) <= 0.5 + 1e-6
+    assert (near | (np.array(place.grid) == 1)).all()
     for axis, coordinates in enumerate(world(image)):
         ramp = Image.from_array(
             coordinates.astype(np.float32),
