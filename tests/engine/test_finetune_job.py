@@ -58,8 +58,10 @@ def test_the_preview_is_normalised_as_the_whole_image(
     part = ((0, 64), (0, 40))
     heard = Heard()
     start = models[2, "instance"]
-    # Without learning anything, the model of the moment stays the first one.
-    frozen = {**FAST, "steps": None, "max_minutes": 0.5, "learning_rate": 1e-12}
+    # Without learning anything, the model of the moment stays the first one. Rare validations lose
+    # no patience before the first preview.
+    rare = {**FAST["options"], "validate_every": 10**6}
+    frozen = {"options": rare, "max_minutes": 0.25, "learning_rate": 1e-12}
     given = {"view": whole, "axes": "YX", "part": part, "on_event": heard}
     done = finish(engine.finetune(start, dataset, tmp_path / "run", **given, **frozen))
     assert done.kind == "done", done
