@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tttunet.kernels.cpu_winograd import takes
+
 #: Values of a gathered strip: larger ones leave the cache, smaller ones make short products.
 STRIP_VALUES = 1 << 19
 #: Kernels without their depth axis, and along it.
@@ -33,19 +35,13 @@ def pays(x: Tensor, weight: Tensor) -> bool:
     """
     return (
         # First, as compilers cannot follow the question after the processor.
-        not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
+        takes(x, weight)
         and torch.backends.cpu.get_cpu_capability() == "AVX2"
         and torch.is_grad_enabled()
         and weight.requires_grad
-        and x.dtype == weight.dtype == torch.float32
         and tuple(weight.shape[-2:]) == _ROW
         and math.prod(weight.shape[2:-2]) in _DEPTHS
         and x.numel() > 0
-        and x.is_contiguous(memory_format=_CHANNELS_LAST[x.ndim])
-        and type(x) is Tensor
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()
     )
 
 

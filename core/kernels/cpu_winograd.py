@@ -69,16 +69,24 @@ def pays(x: Tensor, weight: Tensor) -> bool:
         weight: [outputs, C, (1 or 3,) 3, 3] of a convolution with stride 1, no groups and zero
             padding that keeps the size.
     """
+    return takes(x, weight) and enough_channels(weight) and _tiles(x) >= MIN_TILES
+
+
+def takes(x: Tensor, weight: Tensor) -> bool:
+    """Whether convolutions written here may take these: fp32 on the CPU, channels-last, no tracer.
+
+    Args:
+        x: [batch, C, (D,) H, W].
+        weight: of a convolution.
+    """
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
-        and enough_channels(weight)
-        and _tiles(x) >= MIN_TILES
         and x.is_contiguous(memory_format=_CHANNELS_LAST[x.ndim])
         and type(x) is Tensor
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
     )
 
 
