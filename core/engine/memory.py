@@ -40,6 +40,24 @@ _MESSAGES = (
 _ONEDNN = re.compile(r"could not create a (primitive|memory)( object)?\.?$")
 
 
+class NotEnoughMemory(MemoryError):
+    """What is asked for takes more memory than the computer has, however it is computed.
+
+    Args:
+        needed, total: in bytes.
+    """
+
+    def __init__(self, needed: int, total: int) -> None:
+        least, there = f"{needed / 1e9:,.1f} GB", f"{total / 1e9:,.1f} GB"
+        super().__init__(f"This takes at least {least}, and the computer has {there}.")
+
+
+def shortage(error: BaseException) -> str:
+    """An error that `is_out_of_memory` in words for the user."""
+    known = f" {error}" if isinstance(error, NotEnoughMemory) else ""
+    return f"There is not enough memory.{known}"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of Python, NumPy, PyTorch or the system says that memory ran out."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -64,6 +82,12 @@ def host_memory() -> tuple[int | None, int | None]:
         total = limit if total is None else min(total, limit)
         available = free if available is None else min(available, free)
     return total, available
+
+
+def swap_memory() -> int:
+    """Bytes on the disk that the system can use as memory, slowly."""
+    found = re.search(r"^SwapFree:\s+(\d+)", _text(Path("/proc/meminfo")), re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0
 
 
 def _group_limits() -> Iterator[tuple[int, int]]:

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from tttunet.engine.batch import Batch
-from tttunet.engine.memory import is_out_of_memory
+from tttunet.engine.memory import is_out_of_memory, shortage
 from tttunet.engine.messages import FileStatus
 from tttunet.engine.models import LoadedModels
 from tttunet.engine.segmenting import segment_in_memory
@@ -129,6 +129,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, TTTUNetError):
         return str(error)
     if is_out_of_memory(error):
-        return "There is not enough memory."
+        return shortage(error)
     text = (str(error).strip().splitlines() or [""])[0]
     return f"Unexpected {type(error).__name__}{f': {text}' if text else ''}."

@@ -13,7 +13,14 @@ import numpy as np
 
 from tttunet.engine.grid import Grid, open_image
 from tttunet.engine.ladder import Rung, climb_down, rungs
-from tttunet.engine.memory import Estimate, device_memory, estimate, host_memory
+from tttunet.engine.memory import (
+    Estimate,
+    NotEnoughMemory,
+    device_memory,
+    estimate,
+    host_memory,
+    swap_memory,
+)
 from tttunet.engine.messages import Decode, Partial, Segment, package_version
 from tttunet.engine.messages import Estimate as EstimateRequest
 from tttunet.engine.models import Folders, LoadedModels
@@ -162,6 +169,7 @@ def segment_in_memory(
         return result
 
     ways = rungs(model.config, target, tile or automatic_tile(model.config))
+    _check_possible(need(ways[-1]))
     return climb_down(
         compute,
         ways,
@@ -170,6 +178,17 @@ def segment_in_memory(
         # A GPU says itself that its memory is full; the system would end this process.
         fits=lambda way: way.device != "cpu" or _fits_host(need(way)),
     )
+
+
+def _check_possible(least: Estimate) -> None:
+    """Say it at once, not after minutes, if even closing every other program would not help.
+
+    Raises:
+        NotEnoughMemory: so it is.
+    """
+    total = host_memory()[0]
+    if total is not None and least.host > total + swap_memory():
+        raise NotEnoughMemory(least.host, total)
 
 
 def _fits_host(need: Estimate) -> bool:

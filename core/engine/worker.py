@@ -117,13 +117,13 @@ def _attempt(request: dict[str, Any], reporter: Reporter) -> messages.Message:
 
 
 def _failure(error: BaseException) -> messages.Failed:
-    from tttunet.engine.memory import is_out_of_memory
+    from tttunet.engine.memory import is_out_of_memory, shortage
 
     details = traceback.format_exc()
     if is_out_of_memory(error):
         return messages.Failed(
             "memory",
-            "There is not enough memory.",
+            shortage(error),
             "Close other programs, or take a part of the image.",
             details,
         )

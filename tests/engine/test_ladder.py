@@ -129,6 +129,21 @@ def test_the_system_is_not_asked_for_what_it_has_not(hungry, tmp_path: Path, mon
     assert set(model.network.seen) == {(32, 32)}
 
 
+def test_what_the_computer_cannot_hold_is_refused_at_once(hungry, tmp_path: Path, monkeypatch):
+    model = hungry(10**9, MemoryError())
+    least = estimate(model.config, (70, 70), tile=(16, 16)).host
+    monkeypatch.setattr(segmenting, "host_memory", lambda: (least - 10**6, least - 10**6))
+    monkeypatch.setattr(segmenting, "swap_memory", lambda: 10**6 - 1)
+    outcome, told = run(request(tmp_path, noise((70, 70))))
+    assert (outcome.kind, outcome.problem) == ("failed", "memory")
+    assert outcome.message.startswith("There is not enough memory. This takes at least 0.1 GB, and")
+    assert not model.network.seen
+    assert not [event for event in told if isinstance(event, Log)]
+    # With one byte more it is tried, as slow as that may be.
+    monkeypatch.setattr(segmenting, "swap_memory", lambda: 10**6)
+    assert run(request(tmp_path, noise((70, 70))))[0].kind == "done"
+
+
 def test_maps_of_the_last_attempt_are_decoded(hungry, tmp_path: Path):
     from tttunet.engine.messages import Decode
 
