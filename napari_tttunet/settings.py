@@ -29,6 +29,9 @@ SCHEMA = 1
 #: Names another file, for tests and for several profiles.
 FILE_VARIABLE = "TTTUNET_SETTINGS"
 _DELAY = 0.5
+#: What is set and not on the disk yet, by file: a dock that is opened meanwhile begins with it.
+_unsaved: dict[Path, dict[str, Any]] = {}
+_guard = threading.Lock()
 
 Value = TypeVar("Value")
 
@@ -56,6 +59,8 @@ class Settings:
         self._timer: threading.Timer | None = None
         self._foreign = False
         self._values = self._read()
+        with _guard:
+            self._values.update(_unsaved.get(self.file, {}))
 
     def get(self, name: str, default: Value) -> Value:
         """The remembered value, or `default` if there is none of the default's type.
@@ -85,6 +90,8 @@ class Settings:
         with self._lock:
             if name not in self._values or self._values[name] != value:
                 self._values[name] = self._changed[name] = value
+                with _guard:
+                    _unsaved.setdefault(self.file, {})[name] = value
 
     def save(self) -> None:
         """Write what changed; a failure is a warning. Waits for the disk: see `save_soon`."""
@@ -106,6 +113,11 @@ class Settings:
                     temporary.write_text(text, encoding="utf-8")
             except OutputError as error:
                 warnings.warn(f"The settings are not remembered: {error}", stacklevel=2)
+                return
+        with _guard:
+            waiting = _unsaved.get(self.file, {})
+            for name in [name for name, value in changed.items() if waiting.get(name) is value]:
+                del waiting[name]
 
     def save_soon(self) -> None:
         """Write what changed from another thread, half a second later or when Python ends."""

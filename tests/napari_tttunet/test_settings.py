@@ -49,6 +49,18 @@ def test_a_value_of_another_type_is_not_used(file: Path) -> None:
     assert settings.get("a", None) == "text"
 
 
+def test_a_dock_opened_before_they_are_written_has_them_too(file: Path) -> None:
+    one, other = Settings(file), Settings(file)
+    one.set("a", 1)
+    assert Settings(file).get("a", 0) == 1
+    other.set("a", 2)
+    one.save()  # what is said later counts
+    assert Settings(file).get("a", 0) == 2
+    other.save()
+    file.write_text(json.dumps({"schema": SCHEMA, "values": {"a": 3}}))  # another napari
+    assert Settings(file).get("a", 0) == 3
+
+
 def test_two_windows_do_not_undo_each_other(file: Path) -> None:
     one, two = Settings(file), Settings(file)
     one.set("a", 1)
