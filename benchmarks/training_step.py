@@ -23,7 +23,8 @@ from tttunet.networks import NetworkConfig, build_network, released_config
 from tttunet.training.loss import deep_supervision_loss
 from tttunet.training.targets import batch_targets
 
-#: Largest difference of the gradients to plain PyTorch's, relative to their norm.
+#: Our gradients may be so far from those in fp64, relative to their norm, and further only where
+#: plain PyTorch is at least half as far itself.
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.2}
 TITLES = {
     "nuclei": "the shipped model nuclei, batch 4 of 3x256x256",
@@ -63,6 +64,13 @@ def plain(case: str, precision: str) -> Callable[[], np.ndarray]:
     return _step(case, precision)
 
 
+def exact(case: str, precision: str) -> Callable[[], np.ndarray]:
+    from plain_network import use_plain_operators
+
+    use_plain_operators()
+    return _step(case, "fp64")
+
+
 def _step(case: str, precision: str, fused: bool = False) -> Callable[[], np.ndarray]:
     """A function that makes a step; it returns the gradients of the convolutions before it."""
     config, shape, task = _case(case)
@@ -70,6 +78,8 @@ def _step(case: str, precision: str, fused: bool = False) -> Callable[[], np.nda
     network = build_network(config).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=fused)
     image = torch.randn(shape)
+    if precision == "fp64":
+        network, image = network.double(), image.double()
     labels = (torch.rand(shape[0], *shape[2:]) > 0.9).to(torch.int32)
     targets = batch_targets(labels, task)
     watched = [p for name, p in network.named_parameters() if "conv" in name and p.ndim > 3]
@@ -90,12 +100,18 @@ def _step(case: str, precision: str, fused: bool = False) -> Callable[[], np.nda
 
 
 def measure(case: str, precision: str, rounds: int, threads: int) -> dict[str, Any]:
-    """Correctness of the first step's gradients, then times."""
+    """Correctness of the first step's gradients (against fp64), then times."""
+    truth = Peer(exact, case, precision, threads=threads)
+    truth.close()
     mine = Peer(ours, case, precision, threads=threads)
     eager = Peer(plain, case, precision, threads=threads)
-    error = float(np.linalg.norm(mine.result - eager.result) / np.linalg.norm(eager.result))
-    if error > TOLERANCE[precision]:
-        raise SystemExit(f"{case}, {precision}: our gradients differ from the plain by {error:.1e}")
+    size = np.linalg.norm(truth.result)
+    error, other = (float(np.linalg.norm(p.result - truth.result) / size) for p in (mine, eager))
+    if error > max(TOLERANCE[precision], 2 * other):
+        raise SystemExit(
+            f"{case}, {precision}: our gradients are wrong by {error:.1e}, the plain ones by "
+            f"{other:.1e}."
+        )
     run_in_turns((mine, eager), rounds)
     mine.close()
     eager.close()
@@ -103,6 +119,7 @@ def measure(case: str, precision: str, rounds: int, threads: int) -> dict[str, A
         "case": TITLES[case],
         "precision": precision,
         "gradient_error": error,
+        "plain_gradient_error": other,
         "ours": mine.times.summary(),
         "plain": eager.times.summary(),
         "ratio": ratio(eager.times, mine.times),
@@ -112,7 +129,7 @@ def measure(case: str, precision: str, rounds: int, threads: int) -> dict[str, A
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown; ratios are medians over the rounds of plain / ours, in brackets the extremes."""
     lines = [
-        "| step | precision | ours, ms | plain, ms | CPU ms | ratio | gradient error |",
+        "| step | precision | ours, ms | plain, ms | CPU ms | ratio | error of the gradients |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for result in results:
@@ -124,7 +141,7 @@ def table(results: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {result['case']} | {result['precision']} | {wall[0]:.0f} | {wall[1]:.0f} | "
             f"{cpu[0]:.0f} and {cpu[1]:.0f} | {middle:.2f} ({least:.2f} to {most:.2f}) | "
-            f"{result['gradient_error']:.0e} |"
+            f"{result['gradient_error']:.0e} and {result['plain_gradient_error']:.0e} |"
         )
     return "\n".join(lines)
 

@@ -43,7 +43,7 @@ class Decision(QObject):
     said = Signal(str)
 
     def __init__(self, work: ProjectWork, panel: ResultPanel) -> None:
-        super().__init__()
+        super().__init__(panel)  # goes with its buttons
         self._work, self._panel = work, panel
         self._background = Background(self)
         self._go_back_to = ""

@@ -54,7 +54,7 @@ class Training(QObject):
         decision: Decision,
         time: TimeEstimate,
     ) -> None:
-        super().__init__()
+        super().__init__(view)  # goes with what it shows
         self._viewer, self._view, self._work = viewer, view, work
         self._run, self._decision, self._time = run, decision, time
         self.models: list[dict[str, Any]] = []
