@@ -14,6 +14,8 @@ FORMAT_VERSION = 1
 WEIGHTS_NAME: Final = "model.safetensors"
 CARD_NAME = "model.json"
 
+#: SNOMED CT: `SCT^10200004^Liver`.
+_CONCEPT = r"SCT\^\d{6,18}\^[^~^]+"
 #: Output channels of every instance model: logits of three classes, then a distance map.
 INSTANCE_CHANNELS = ("background", "interior", "boundary", "distance")
 
@@ -106,13 +108,14 @@ class Label(StrictModel):
         value: its number.
         name: for people.
         color: 8-bit RGB.
-        code: SNOMED CT as 3D Slicer writes it, `SCT^10200004^Liver` (see `models.labels.Code`).
+        code: SNOMED CT as 3D Slicer writes it, `SCT^10200004^Liver`, perhaps `~` and a modifier
+            (see `models.labels.Code`).
     """
 
     value: int = Field(ge=1)
     name: str
     color: tuple[int, int, int] | None = None
-    code: str | None = None
+    code: str | None = Field(None, pattern=rf"^{_CONCEPT}(~{_CONCEPT})?$")
 
 
 class DataSource(StrictModel):

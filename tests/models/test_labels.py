@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from tttunet.errors import ModelError
+from tttunet.models.card import read_config
 from tttunet.models.config import Label
 from tttunet.models.labels import LabelTable, labels_of, load_table, table_names, with_table
+from tttunet.models.library import list_models
 
 #: FLARE 2022 and AMOS 2022, as published.
 FLARE22 = (
@@ -74,3 +77,20 @@ def test_mistakes_are_noticed():
     ):
         with pytest.raises(ValueError, match=what):
             LabelTable(title="t", labels=[entry, other])
+
+
+@pytest.mark.parametrize(
+    "code", ["10200004", "SCT^liver^Liver", "SCT^10200004^Liver~right", "SCT:1"]
+)
+def test_a_code_that_no_program_understands_is_refused(code: str):
+    assert Label(value=1, name="liver", code="SCT^10200004^Liver").code
+    with pytest.raises(ValidationError, match="code"):
+        Label(value=1, name="liver", code=code)
+
+
+def test_shipped_models_have_the_labels_of_their_table():
+    shipped = [entry.path for entry in list_models() if entry.origin == "shipped"]
+    configs = [config for path in shipped if (config := read_config(path)).label_table]
+    assert configs
+    for config in configs:
+        assert config.labels == labels_of(config.label_table)

@@ -90,7 +90,8 @@ from tttunet.models.config import Label
 from tttunet.models.model import Model
 torch.manual_seed(5)
 config = make_config(3, "semantic")
-labels = (Label(value=1, name="liver", color=(221, 130, 101), code="10200004"),)
+code = "SCT^10200004^Liver~SCT^24028007^Right"
+labels = (Label(value=1, name="liver", color=(221, 130, 101), code=code),)
 Model.create(config.model_copy(update={"labels": labels})).save(sys.argv[1])
 """
 

@@ -113,7 +113,8 @@ def test_segments_have_name_colour_code_and_place(scene: Any, logic: Any, tiny_3
     found = node.GetSegmentation().GetNthSegment(0)
     assert found.GetName() == "liver"
     np.testing.assert_allclose(found.GetColor(), np.array([221, 130, 101]) / 255, atol=1e-6)
-    assert _terminology(found).split("~")[2] == "SCT^10200004^liver"
+    kind, modifier = _terminology(found).split("~")[2:4]
+    assert (kind, modifier) == ("SCT^10200004^Liver", "SCT^24028007^Right")
     assert node.GetNodeReference("referenceImageGeometryRef") is volume
     for made in (node, task.tableNode):
         assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(made)) == folder
