@@ -253,6 +253,7 @@ def test_corrections_come_back_the_next_day(tuning: Tuning, viewer: Any, tmp_pat
 
     again = Tuning(viewer, tuning.qtbot)
     combo = again.find("project")
+    again.until(lambda: combo.findText("cells") >= 0)
     place = combo.findText("cells")
     assert combo.itemData(place) == str(tmp_path / "cells")
     combo.activated.emit(place)
