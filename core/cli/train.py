@@ -60,8 +60,8 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME_OR_PATH",
-            help="A shipped recipe (nuclei, hippocampus-mr) or a JSON file (default: planned from "
-            "the data).",
+            help="A shipped recipe (nuclei, polyp, hippocampus-mr, ...) or a JSON file (default: "
+            "planned from the data).",
         ),
     ] = None,
     name: Annotated[
