@@ -348,3 +348,28 @@ def test_image_of_a_project_is_loaded_with_its_corrections(window: Window, tmp_p
     assert volume.GetName() == "CT1"
     np.testing.assert_array_equal(slicer.util.arrayFromVolume(volume), bright_cube(1))
     np.testing.assert_array_equal(labels_of(segmentation, volume), bright_cube(1) > 200)
+
+
+def test_nodes_may_go_and_slicer_may_close_while_corrections_are_saved(
+    window: Window, logic: Any, tmp_path: Path
+):
+    pairs = [add_corrected(seed) for seed in range(2)]
+    window.ui.segmentationSelector.setCurrentNode(pairs[0][1])
+    open_project(window, tmp_path / "livers")
+    window.ui.completeSelector.setCurrentNode(everything())
+    window.click(window.ui.saveButton)
+    assert told(window) == "Saving the corrections"
+    for node in pairs[0]:
+        slicer.mrmlScene.RemoveNode(node)
+    window.until(lambda: not window.widget.panel.busy)
+    assert told(window) == "The corrections of 'CT0' are saved."
+    window.ui.segmentationSelector.setCurrentNode(pairs[1][1])
+    window.until(lambda: window.ui.saveButton.enabled)
+    window.click(window.ui.saveButton)
+    window.widget.cleanup()
+    with logic.client.open_project(tmp_path / "livers") as project:
+        assert [image.name for image in project.images] == ["CT0", "CT1"]
+        for seed, image in enumerate(project.images):
+            labels, vouched = project.corrections(image).read(image.bounds)
+            np.testing.assert_array_equal(labels, bright_cube(seed) > 200)
+            assert vouched.all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -62,6 +63,7 @@ class FineTunePanel:
         self._kept = False
         self._interrupted = False  # there is a training to go on with
         self._busy = False
+        self._working: threading.Thread | None = None
         self._segments: list[str] = []
         ui = self.ui
         ui.projectPath.filters = ctk.ctkPathLineEdit.Dirs
@@ -96,6 +98,8 @@ class FineTunePanel:
             self.task.onFinished = None
             self.task.interrupt()
         self.task = self.result = None
+        if self._working is not None:
+            self._working.join()  # what is being saved is saved
         self._closeProject()
 
     def update(self) -> None:
@@ -141,7 +145,7 @@ class FineTunePanel:
                 then(found)
             self.host.update()
 
-        self.host.logic.mailbox.compute(work, done)
+        self._working = self.host.logic.mailbox.compute(work, done)
 
     # The project
 
@@ -278,6 +282,7 @@ class FineTunePanel:
             self.say(_("The corrections of '{0}' are saved.").format(reference.name))
             self._showProject()
 
+        self.ui.finetuneLabel.text = _("Saving the corrections")
         self._work(lambda: found.store(project), saved)
 
     def _offerClasses(self, segmentation: Any) -> None:
