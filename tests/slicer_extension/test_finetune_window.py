@@ -24,7 +24,7 @@ from slicer_finetuning import (  # noqa: E402
     save,
     told,
 )
-from slicer_nodes import labels_of  # noqa: E402
+from slicer_nodes import add_volume, labels_of  # noqa: E402
 from slicer_window import Window, choose  # noqa: E402
 from TTTUNetLib import FineTuning, Results  # noqa: E402
 
@@ -373,3 +373,55 @@ def test_nodes_may_go_and_slicer_may_close_while_corrections_are_saved(
             labels, vouched = project.corrections(image).read(image.bounds)
             np.testing.assert_array_equal(labels, bright_cube(seed) > 200)
             assert vouched.all()
+
+
+def test_objects_become_no_classes(window: Window, tmp_path: Path):
+    ui, panel = window.ui, window.widget.panel
+    window.until(lambda: ui.modelSelector.count > 0)
+    choose(ui.modelSelector, "nuclei")
+    volume, cells = add_corrected(0, ("nucleus 1", "nucleus 2"))
+    Results.write_provenance(cells, volume, {"model": {"task": "instance"}})
+    ui.segmentationSelector.setCurrentNode(cells)
+    ui.projectPath.currentPath = str(tmp_path / "cells")
+    window.click(ui.projectButton)
+    window.until(lambda: not panel.busy)
+    assert "A new project needs classes." in told(window)
+    assert not (tmp_path / "cells").exists()
+
+    open_project(window, tmp_path / "livers")
+    ui.completeSelector.setCurrentNode(everything())
+    save(window, cells)
+    assert "The segment 'nucleus 1' is no class of the project." in told(window)
+    assert panel.project.classes == {1: "liver"}
+    window.click(ui.projectButton)
+
+
+def test_project_of_objects_and_colours_are_refused_with_what_to_do(
+    window: Window, run_python: Any, tmp_path: Path
+):
+    ui, panel = window.ui, window.widget.panel
+    made = "import sys; from tttunet.projects import Project; Project.create(sys.argv[1]).close()"
+    run_python("-c", made, tmp_path / "cells")
+    window.until(lambda: ui.projectButton.enabled)
+    ui.projectPath.currentPath = str(tmp_path / "cells")
+    window.click(ui.projectButton)
+    window.until(lambda: not panel.busy)
+    assert told(window) == "This project has objects, not classes: correct it in napari."
+    run_python(
+        "-c",
+        "import sys; from tttunet.projects import Project; Project.open(sys.argv[1])",
+        tmp_path / "cells",
+    )  # it is not held open
+
+    volume = add_volume(np.zeros((4, 8, 8, 3), np.uint8), name="photograph")
+    wanted = Results.segment_labels([1], [{"value": 1, "name": "liver"}], "semantic")
+    labels = np.ones((4, 8, 8), np.uint8)
+    segmentation = Results.create_segmentation(volume, labels, wanted, "liver")
+    open_project(window, tmp_path / "livers")
+    ui.completeSelector.setCurrentNode(everything())
+    save(window, segmentation)
+    assert told(window) == "'photograph' has several components. Choose a scalar one."
+    slicer.mrmlScene.RemoveNode(volume)
+    save(window, segmentation)
+    assert told(window) == "No volume is chosen. Load a CT or MRI volume."
+    assert panel.project.images == ()

@@ -173,9 +173,10 @@ def test_what_cannot_go_on_says_so_and_is_kept(logic: Any, project: Any, tiny_3d
 
 
 def test_training_that_fails_at_once_leaves_nothing(logic: Any, project: Any):
-    with pytest.raises(RequestError, match="no-such-model"):
-        logic.finetune(project, "no-such-model", waitForCompletion=True)
-    assert "run" not in project.settings
+    for model, words in (("no-such-model", "no-such-model"), ("nuclei", "is a 2D model")):
+        with pytest.raises(RequestError, match=words):
+            logic.finetune(project, model, waitForCompletion=True)
+        assert "run" not in project.settings
     runs = project.folder / "runs"
     logic.mailbox.wait(lambda: not any(runs.iterdir()))
 

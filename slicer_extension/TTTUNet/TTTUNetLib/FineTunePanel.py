@@ -12,7 +12,7 @@ import ctk
 import slicer
 from slicer.i18n import tr as _
 
-from TTTUNetLib import FineTuning, Forms, Projects
+from TTTUNetLib import FineTuning, Forms, Projects, Results
 from TTTUNetLib.FineTuning import FinetuneTask
 from TTTUNetLib.Volumes import RequestError
 
@@ -160,7 +160,16 @@ class FineTunePanel:
             self.say(_("Choose a folder for the project."))
             return
         client, classes = self.host.logic.client, self._classes()
-        self._work(lambda: client.open_project(folder, classes), self._onOpened)
+
+        def open_or_create() -> Any:
+            if not classes and not Path(folder).exists():
+                raise RequestError(
+                    _("A new project needs classes."),
+                    _("Choose a model or a segmentation that has classes, not objects."),
+                )
+            return client.open_project(folder, classes)
+
+        self._work(open_or_create, self._onOpened)
 
     def _classes(self) -> list[str]:
         """Of a new project: those of the chosen model, and the other segments."""
@@ -169,6 +178,8 @@ class FineTunePanel:
         if model is not None and model["task"] == "semantic":
             names = [label["name"] for label in model["labels"]]
         segmentation = self.ui.segmentationSelector.currentNode()
+        if segmentation is None or Results.has_objects(segmentation):
+            return names
         return [*names, *(name for name in Forms.segmentNames(segmentation) if name not in names)]
 
     def _onOpened(self, project: Any) -> None:
@@ -287,6 +298,8 @@ class FineTunePanel:
 
     def _offerClasses(self, segmentation: Any) -> None:
         """Add segments that are no classes yet to the project, if the user agrees."""
+        if Results.has_objects(segmentation):
+            return
         names = Projects.new_classes(self.project, segmentation)
         question = _("The project has no class {0}. Add it, so that it is learnt, too?")
         if names and slicer.util.confirmOkCancelDisplay(question.format(", ".join(names))):
@@ -383,7 +396,7 @@ class FineTunePanel:
     def _show_scores(self, result: dict[str, Any]) -> None:
         from tttunet.engine.outcome import scores_text
 
-        self.ui.scoresLabel.text = scores_text(result, dim=3)
+        self.ui.scoresLabel.text = scores_text(result, self.project.dim)
 
     def onFinished(self, task: FinetuneTask) -> None:
         self.task = None

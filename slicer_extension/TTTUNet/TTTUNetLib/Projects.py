@@ -101,22 +101,22 @@ class Corrected:
             The project's `ImageReference`.
 
         Raises:
-            RequestError: the project cannot be written to.
+            RequestError: the segments lie outside, or the project cannot be written to.
         """
         from tttunet.errors import TTTUNetError
 
+        right = np.ascontiguousarray(self.segments.labels()[:: self.step])
         try:
             source = self.source
             reference = source.add(project) if isinstance(source, _NewImage) else source
-            self._vouch(project, reference)
+            self._vouch(project, reference, right)
         except TTTUNetError as error:
             raise RequestError(error.message, error.hint) from error
         return reference
 
-    def _vouch(self, project: Any, reference: Any) -> None:
+    def _vouch(self, project: Any, reference: Any, right: np.ndarray) -> None:
         from tttunet.projects import Region, vouch_object
 
-        right = np.ascontiguousarray(self.segments.labels()[:: self.step])
         corrections = project.corrections(reference)
         known, before = corrections.read(reference.bounds)
         now = np.zeros_like(before)

@@ -281,6 +281,12 @@ def place_beside(volume: Any, node: Any) -> None:
         hierarchy.CreateItem(hierarchy.GetItemParent(beside), node)
 
 
+def has_objects(node: Any) -> bool:
+    """Whether the segments of a segmentation are the objects that a model found, not classes."""
+    record = json.loads(node.GetAttribute(f"{ATTRIBUTE}Record") or "{}")
+    return bool(record.get("model", {}).get("task") == "instance")
+
+
 def write_provenance(node: Any, volume: Any, record: Mapping[str, Any]) -> None:
     """Put into node attributes, which scene and .seg.nrrd keep, what decided the labels."""
     model = record.get("model", {})

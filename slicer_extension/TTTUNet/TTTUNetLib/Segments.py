@@ -72,7 +72,11 @@ class Segments:
     copies: tuple[tuple[int, _Layer, int], ...]
 
     def labels(self) -> np.ndarray:
-        """Class numbers [k, j, i]; the last segment wins where they overlap."""
+        """Class numbers [k, j, i]; the last segment wins where they overlap.
+
+        Raises:
+            RequestError: they have voxels, but none of them lies on the grid.
+        """
         shape = self.grid.GetDimensions()[::-1]
         labels = np.zeros(shape, np.int32)
         thick = max(1, _AT_ONCE // (shape[1] * shape[2]))
@@ -83,6 +87,13 @@ class Segments:
             for number, layer, value in self.copies:
                 box, voxels = parts[layer]
                 np.copyto(labels[box], number, where=voxels == value)
+        if not labels.any() and any(
+            (_voxels(layer.image) == value).any() for _number, layer, value in self.copies
+        ):
+            raise RequestError(
+                _("The segments lie outside of the volume."),
+                _("Choose the volume that they were made of as input."),
+            )
         return labels
 
 
