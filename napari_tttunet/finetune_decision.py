@@ -7,21 +7,14 @@ from typing import Any
 from qtpy.QtCore import QObject, Signal
 
 from napari_tttunet.dock_work import Background, read_library, weakly
-from napari_tttunet.finetune_models import (
-    discard,
-    forget_run,
-    keep,
-    library_name,
-    remember_run,
-    remembered_run,
-    version_name,
-)
+from napari_tttunet.finetune_models import keep, library_name, version_name
 from napari_tttunet.finetune_project import ProjectWork
 from napari_tttunet.finetune_result import ResultPanel
 from napari_tttunet.session import session
 from tttunet.engine import messages
 from tttunet.errors import TTTUNetError
 from tttunet.projects import Version
+from tttunet.projects.runs import discard, forget_run, remember_run, remembered_run
 
 
 class Decision(QObject):
@@ -131,7 +124,7 @@ class Decision(QObject):
             elif undecided:
                 discard(project, run, "fine-tuning reverted")
             else:
-                forget_run(project)
+                forget_run(project, run)
 
         def then(_: Any) -> None:
             self.changed.emit()

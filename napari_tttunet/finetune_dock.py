@@ -21,13 +21,7 @@ from napari_tttunet.finetune_correct import Corrections
 from napari_tttunet.finetune_decision import Decision
 from napari_tttunet.finetune_estimate import TimeEstimate
 from napari_tttunet.finetune_images import task_of
-from napari_tttunet.finetune_models import (
-    can_resume,
-    last_options,
-    model_folder,
-    remembered_run,
-    startable,
-)
+from napari_tttunet.finetune_models import last_options, startable
 from napari_tttunet.finetune_project import ProjectWork
 from napari_tttunet.finetune_run import FinetuneRun
 from napari_tttunet.finetune_training import Training
@@ -37,6 +31,7 @@ from napari_tttunet.layers import real_viewer
 from napari_tttunet.session import session
 from napari_tttunet.settings import Settings
 from napari_tttunet.widgets import Scrolling
+from tttunet.projects.runs import can_resume, model_folder, remembered_run
 
 if TYPE_CHECKING:
     import napari

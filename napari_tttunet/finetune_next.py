@@ -13,7 +13,6 @@ from napari_tttunet.annotation import UNKNOWN, Annotation
 from napari_tttunet.checking import PATIENCE, doubtful
 from napari_tttunet.dock_work import Background, weakly
 from napari_tttunet.finetune_images import label_axes
-from napari_tttunet.finetune_models import model_folder
 from napari_tttunet.finetune_open import (
     as_places,
     fresh,
@@ -31,6 +30,7 @@ from napari_tttunet.objects import Objects
 from napari_tttunet.session import session
 from tttunet.engine import messages
 from tttunet.measuring.places import ADDED_UP, Place
+from tttunet.projects.runs import model_folder
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,6 @@ from typing import Any
 from qtpy.QtCore import QObject, Signal
 
 from napari_tttunet.axes import data_shape
-from napari_tttunet.finetune_models import TRAINING
 from napari_tttunet.geometry import Bounds
 from napari_tttunet.layers import image_fields, label_grid, layer_array
 from napari_tttunet.regions import view_bounds
@@ -21,12 +20,11 @@ from napari_tttunet.session import session
 from tttunet.engine import messages
 from tttunet.engine.job import Job, Preview
 from tttunet.errors import ImageError, OutputError
+from tttunet.projects.runs import CONTROL, TRAINING
 
 #: The preview shows at most so many pixels along an axis, by the dimensions of the model: it must
 #: not slow the training down.
 PREVIEW_EDGE = {2: 320, 3: 64}
-#: The file that steers a run, in its folder.
-CONTROL = "control.txt"
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,21 +9,19 @@ from qtpy.QtCore import QObject, Signal
 from napari_tttunet.dock_work import ActivityBar, Background
 from napari_tttunet.finetune_decision import Decision
 from napari_tttunet.finetune_estimate import TimeEstimate
-from napari_tttunet.finetune_models import (
-    can_resume,
-    classes_of_start,
-    discard,
-    model_folder,
-    new_run,
-    remembered_run,
-    run_folder,
-    undecided,
-)
+from napari_tttunet.finetune_models import classes_of_start, new_run, undecided
 from napari_tttunet.finetune_project import ProjectWork
 from napari_tttunet.finetune_run import FinetuneRun, View
 from napari_tttunet.finetune_view import FinetuneView
 from tttunet.errors import OutputError
 from tttunet.projects import Project, check
+from tttunet.projects.runs import (
+    can_resume,
+    discard,
+    model_folder,
+    remembered_run,
+    run_folder,
+)
 
 
 class Training(QObject):

@@ -145,7 +145,8 @@ def _images_of_history(events: list[dict[str, Any]]) -> dict[str, dict[str, Any]
 
 def remove_leftovers_below(folder: Path, tell: Callable[[str], None]) -> None:
     """Remove the temporary files of writings that were interrupted; only the writer may."""
-    parts = (folder, folder / "images", folder / "models", *(folder / "corrections").glob("*"))
+    names = ("", "images", "models", "volumes")  # the last is Slicer's
+    parts = (*(folder / name for name in names), *(folder / "corrections").glob("*"))
     for part in parts:
         try:
             leftovers = [path for path in part.iterdir() if _LEFTOVER.fullmatch(path.name)]

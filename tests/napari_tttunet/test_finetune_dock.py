@@ -15,10 +15,10 @@ pytest.importorskip("napari")
 
 from finetuning import Tuning, make_project
 from napari_tttunet.annotation import BACKGROUND, OBJECT, UNKNOWN
-from napari_tttunet.finetune_models import remembered_run
 from napari_tttunet.keys import FINETUNE_KEYS, KEYS
 from segmenting import Dock, add_sample
 from tttunet.projects import Project
+from tttunet.projects.runs import remembered_run
 
 pytestmark = pytest.mark.usefixtures("one_engine", "own_settings", "own_library")
 

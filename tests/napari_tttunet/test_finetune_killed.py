@@ -17,7 +17,7 @@ pytest.importorskip("napari")
 
 from finetuning import Tuning, make_project
 from napari_tttunet.annotation import OBJECT
-from napari_tttunet.finetune_models import remembered_run
+from tttunet.projects.runs import remembered_run
 
 pytestmark = [
     pytest.mark.usefixtures("one_engine", "own_settings", "own_library"),

@@ -13,11 +13,11 @@ pytest.importorskip("napari")
 from finetuning import Tuning, make_project
 from napari_tttunet import sample_data
 from napari_tttunet.class_labels import classes_text, parse_classes
-from napari_tttunet.finetune_models import remembered_run
 from napari_tttunet.finetune_view import NEW_MODEL
 from segmenting import add_sample
 from tttunet.models.card import read_config
 from tttunet.projects import Project, Region
+from tttunet.projects.runs import remembered_run
 
 pytestmark = pytest.mark.usefixtures("one_engine", "own_settings", "own_library")
 

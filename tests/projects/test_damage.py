@@ -184,6 +184,8 @@ def test_missing_copy_is_told(folder: Path):
 def test_temporary_files_of_a_killed_process_are_removed(folder: Path):
     leftovers = [folder / ".01234567-project.json", folder / "images" / ".89abcdef-a.npy"]
     leftovers.append(folder / "corrections" / "a" / ".01234567-0_0.npz")
+    (folder / "volumes").mkdir()
+    leftovers.append(folder / "volumes" / ".01234567-CT.nrrd")
     for path in leftovers:
         path.write_bytes(b"half")
     leftovers.append(folder / "models" / ".01234567-nuclei-v2")

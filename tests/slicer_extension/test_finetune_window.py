@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,74 +14,21 @@ pytest.importorskip("PySide6.QtUiTools", reason="PySide6 is not installed: make 
 
 from PySide6 import QtCore  # noqa: E402
 
-from slicer_nodes import add_volume, labels_of, noise  # noqa: E402
+from slicer_finetuning import (  # noqa: E402
+    add_corrected,
+    begin,
+    bright_cube,
+    everything,
+    open_project,
+    prepare,
+    save,
+    told,
+)
+from slicer_nodes import add_volume, labels_of  # noqa: E402
 from slicer_window import Window, choose  # noqa: E402
 from TTTUNetLib import FineTuning, Results  # noqa: E402
 
 CHECKED = QtCore.Qt.CheckState.Checked
-
-
-def bright_cube(seed: int) -> np.ndarray:
-    array = noise((20, 36, 36), seed) // 4
-    array[6:14, 10:26, 10:26] += 400
-    return array
-
-
-def add_corrected(seed: int, names: tuple[str, ...] = ("liver",)) -> tuple[Any, Any]:
-    """A volume and a segmentation of it that is right."""
-    volume = add_volume(bright_cube(seed), "oblique", f"CT{seed}")
-    classes = [{"value": value, "name": name} for value, name in enumerate(names, 1)]
-    labels = (slicer.util.arrayFromVolume(volume) > 200).astype(np.uint8)
-    wanted = Results.segment_labels(range(1, len(names) + 1), classes, "semantic")
-    return volume, Results.create_segmentation(volume, labels, wanted, f"CT{seed} corrected")
-
-
-def everything() -> Any:
-    region = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "everything")
-    region.SetSize(500, 500, 500)
-    return region
-
-
-def open_project(window: Window, folder: Path) -> None:
-    window.until(lambda: window.ui.modelSelector.count > 0)
-    choose(window.ui.modelSelector, "organs")
-    window.ui.projectPath.currentPath = str(folder)
-    window.click(window.ui.projectButton)
-    window.until(lambda: window.ui.projectLabel.text != "")
-
-
-def save(window: Window, segmentation: Any) -> None:
-    window.ui.segmentationSelector.setCurrentNode(segmentation)
-    window.click(window.ui.saveButton)
-    window.until(lambda: not window.widget.panel.busy)
-
-
-def prepare(window: Window, folder: Path) -> list[Any]:
-    """An open project with three volumes that are right everywhere."""
-    pairs = [add_corrected(seed) for seed in range(3)]
-    window.ui.segmentationSelector.setCurrentNode(pairs[0][1])
-    open_project(window, folder)
-    window.ui.completeSelector.setCurrentNode(everything())
-    for _, segmentation in pairs:
-        save(window, segmentation)
-    assert window.ui.imageSelector.count == 3
-    choose(window.ui.startSelector, "organs")
-    return [volume for volume, _ in pairs]
-
-
-def begin(window: Window, points: int = 1) -> Any:
-    """A training with some points of its curve."""
-    window.click(window.ui.finetuneButton)
-    window.until(lambda: window.widget.panel.task is not None)
-    task = window.widget.panel.task
-    table = task.tableNode
-    window.until(lambda: table.GetNumberOfRows() >= points or task.finished)
-    assert task.state == "running", task.error
-    return task
-
-
-def told(window: Window) -> str:
-    return str(window.ui.finetuneLabel.text)
 
 
 @pytest.mark.slow
@@ -153,7 +98,8 @@ def test_what_is_not_decided_is_lost_only_if_the_user_agrees(
     for _ in range(2):  # close it, and open it again
         window.click(window.ui.projectButton)
         window.until(lambda: not panel.busy)
-    assert "napari plugin can go on with it" in told(window)
+    assert told(window) == "A training was interrupted: Resume goes on with it."
+    assert window.ui.resumeButton.visible
 
     window.click(window.ui.finetuneButton)
     assert "begin anew?" in asked[0]
@@ -162,8 +108,10 @@ def test_what_is_not_decided_is_lost_only_if_the_user_agrees(
     begin(window)
     assert len(asked) == 2
     assert not interrupted.exists()
-    assert "run" not in panel.project.settings
+    assert panel.project.settings["run"]["folder"] == panel.task.folder.name
+    assert not window.ui.resumeButton.visible
     window.click(window.ui.finetuneButton)
+    assert "run" not in panel.project.settings
 
 
 def test_undecided_model_is_found_where_the_project_was_moved_to(
@@ -222,17 +170,6 @@ def test_cancel_is_at_once_leaves_nothing_and_the_next_one_works(window: Window,
 
 
 @pytest.mark.slow
-def test_killed_worker_is_told_and_the_next_one_works(window: Window, tmp_path: Path):
-    prepare(window, tmp_path / "livers")
-    begin(window)
-    os.kill(window.widget.logic.client.engine.worker_pid, signal.SIGKILL)
-    window.until(lambda: not window.widget.panel.running)
-    assert "killed" in told(window)
-    begin(window)
-    window.click(window.ui.finetuneButton)
-
-
-@pytest.mark.slow
 def test_scene_that_closes_in_the_middle_does_not_end_the_training(window: Window, tmp_path: Path):
     prepare(window, tmp_path / "livers")
     task = begin(window)
@@ -272,18 +209,6 @@ def test_curve_is_shown_in_the_layout_if_wanted(
     window.ui.curveCheckBox.click()
     assert len(shown) == 2
     window.click(window.ui.finetuneButton)
-
-
-@pytest.mark.slow
-def test_closing_the_window_in_the_middle_ends_the_training(scene: Any, library: Path, tmp_path):
-    window = Window()
-    prepare(window, tmp_path / "livers")
-    task = begin(window)
-    engine, project = window.widget.logic.client.engine, window.widget.panel.project
-    window.widget.cleanup()
-    assert task.state == "cancelled"
-    assert project.read_only, "another program can open it"
-    window.until(lambda: engine.worker_pid is None)
 
 
 def test_checked_segments_are_vouched_for_and_follow_segment_editor(
@@ -423,3 +348,80 @@ def test_image_of_a_project_is_loaded_with_its_corrections(window: Window, tmp_p
     assert volume.GetName() == "CT1"
     np.testing.assert_array_equal(slicer.util.arrayFromVolume(volume), bright_cube(1))
     np.testing.assert_array_equal(labels_of(segmentation, volume), bright_cube(1) > 200)
+
+
+def test_nodes_may_go_and_slicer_may_close_while_corrections_are_saved(
+    window: Window, logic: Any, tmp_path: Path
+):
+    pairs = [add_corrected(seed) for seed in range(2)]
+    window.ui.segmentationSelector.setCurrentNode(pairs[0][1])
+    open_project(window, tmp_path / "livers")
+    window.ui.completeSelector.setCurrentNode(everything())
+    window.click(window.ui.saveButton)
+    assert told(window) == "Saving the corrections"
+    for node in pairs[0]:
+        slicer.mrmlScene.RemoveNode(node)
+    window.until(lambda: not window.widget.panel.busy)
+    assert told(window) == "The corrections of 'CT0' are saved."
+    window.ui.segmentationSelector.setCurrentNode(pairs[1][1])
+    window.until(lambda: window.ui.saveButton.enabled)
+    window.click(window.ui.saveButton)
+    window.widget.cleanup()
+    with logic.client.open_project(tmp_path / "livers") as project:
+        assert [image.name for image in project.images] == ["CT0", "CT1"]
+        for seed, image in enumerate(project.images):
+            labels, vouched = project.corrections(image).read(image.bounds)
+            np.testing.assert_array_equal(labels, bright_cube(seed) > 200)
+            assert vouched.all()
+
+
+def test_objects_become_no_classes(window: Window, tmp_path: Path):
+    ui, panel = window.ui, window.widget.panel
+    window.until(lambda: ui.modelSelector.count > 0)
+    choose(ui.modelSelector, "nuclei")
+    volume, cells = add_corrected(0, ("nucleus 1", "nucleus 2"))
+    Results.write_provenance(cells, volume, {"model": {"task": "instance"}})
+    ui.segmentationSelector.setCurrentNode(cells)
+    ui.projectPath.currentPath = str(tmp_path / "cells")
+    window.click(ui.projectButton)
+    window.until(lambda: not panel.busy)
+    assert "A new project needs classes." in told(window)
+    assert not (tmp_path / "cells").exists()
+
+    open_project(window, tmp_path / "livers")
+    ui.completeSelector.setCurrentNode(everything())
+    save(window, cells)
+    assert "The segment 'nucleus 1' is no class of the project." in told(window)
+    assert panel.project.classes == {1: "liver"}
+    window.click(ui.projectButton)
+
+
+def test_project_of_objects_and_colours_are_refused_with_what_to_do(
+    window: Window, run_python: Any, tmp_path: Path
+):
+    ui, panel = window.ui, window.widget.panel
+    made = "import sys; from tttunet.projects import Project; Project.create(sys.argv[1]).close()"
+    run_python("-c", made, tmp_path / "cells")
+    window.until(lambda: ui.projectButton.enabled)
+    ui.projectPath.currentPath = str(tmp_path / "cells")
+    window.click(ui.projectButton)
+    window.until(lambda: not panel.busy)
+    assert told(window) == "This project has objects, not classes: correct it in napari."
+    run_python(
+        "-c",
+        "import sys; from tttunet.projects import Project; Project.open(sys.argv[1])",
+        tmp_path / "cells",
+    )  # it is not held open
+
+    volume = add_volume(np.zeros((4, 8, 8, 3), np.uint8), name="photograph")
+    wanted = Results.segment_labels([1], [{"value": 1, "name": "liver"}], "semantic")
+    labels = np.ones((4, 8, 8), np.uint8)
+    segmentation = Results.create_segmentation(volume, labels, wanted, "liver")
+    open_project(window, tmp_path / "livers")
+    ui.completeSelector.setCurrentNode(everything())
+    save(window, segmentation)
+    assert told(window) == "'photograph' has several components. Choose a scalar one."
+    slicer.mrmlScene.RemoveNode(volume)
+    save(window, segmentation)
+    assert told(window) == "No volume is chosen. Load a CT or MRI volume."
+    assert panel.project.images == ()

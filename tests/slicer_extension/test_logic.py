@@ -51,7 +51,8 @@ def transform(matrix: np.ndarray) -> Any:
 REAL = {
     "hippocampus": "mr_hippocampus_msd/images/hippocampus_001.nii.gz",
     "heart": "mr_cardiac_acdc/images/acdc_patient006_frame01.nii.gz",
-    "abdomen": "ctmr_totalseg_demo/images/ts_mr.nii.gz",
+    "abdomen in MR": "ctmr_totalseg_demo/images/ts_mr.nii.gz",
+    "abdomen in CT": "ctmr_totalseg_demo/images/ts_ct.nii.gz",
 }
 
 

@@ -110,10 +110,13 @@ class Mailbox:
                 slicer.app.processEvents()
             time.sleep(_NAP)
 
-    def compute(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
+    def compute(self, work: Callable[[], Any], then: Callable[[Any], None]) -> threading.Thread:
         """Do `work` in a background thread, and call `then` with its result from `pump`.
 
         If it fails, `then` gets the exception.
+
+        Returns:
+            The thread.
         """
 
         def run() -> None:
@@ -123,7 +126,9 @@ class Mailbox:
                 result = error
             self.put(functools.partial(then, result))
 
-        threading.Thread(target=run, name="tttunet-compute", daemon=True).start()
+        thread = threading.Thread(target=run, name="tttunet-compute", daemon=True)
+        thread.start()
+        return thread
 
 
 class EngineClient:

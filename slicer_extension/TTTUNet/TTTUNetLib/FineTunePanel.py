@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import ctk
 import slicer
 from slicer.i18n import tr as _
 
-from TTTUNetLib import FineTuning, Forms, Projects
+from TTTUNetLib import FineTuning, Forms, Projects, Results
 from TTTUNetLib.FineTuning import FinetuneTask
 from TTTUNetLib.Volumes import RequestError
 
@@ -60,7 +61,9 @@ class FineTunePanel:
         self.result: FinetuneTask | None = None
         self._before = ""  # the model to go back to, once the new one is kept
         self._kept = False
+        self._interrupted = False  # there is a training to go on with
         self._busy = False
+        self._working: threading.Thread | None = None
         self._segments: list[str] = []
         ui = self.ui
         ui.projectPath.filters = ctk.ctkPathLineEdit.Dirs
@@ -71,6 +74,7 @@ class FineTunePanel:
             (ui.editButton, self.onEdit),
             (ui.saveButton, self.onSave),
             (ui.finetuneButton, self.onFinetune),
+            (ui.resumeButton, self.onResume),
             (ui.stopButton, self.onStop),
             (ui.keepButton, self.onKeep),
             (ui.revertButton, self.onRevert),
@@ -89,11 +93,13 @@ class FineTunePanel:
         return self.running or self._busy
 
     def close(self) -> None:
-        """Cancel the training and close the project: the window or the engine goes away."""
+        """Interrupt the training and close the project: the window or the engine goes away."""
         if self.task is not None:
             self.task.onFinished = None
-            self.task.cancel()
+            self.task.interrupt()
         self.task = self.result = None
+        if self._working is not None:
+            self._working.join()  # what is being saved is saved
         self._closeProject()
 
     def update(self) -> None:
@@ -111,6 +117,8 @@ class FineTunePanel:
         ui.finetuneButton.enabled = self.running or (
             free and opened and ui.imageSelector.count > 0 and ui.startSelector.count > 0
         )
+        ui.resumeButton.visible = self._interrupted and not self.running
+        ui.resumeButton.enabled = free and opened
         ui.stopButton.enabled = self.task is not None and not self.task.stopping
         ui.finetuneProgress.visible = self.running
         for control in (ui.startSelector, ui.minutesBox):
@@ -137,7 +145,7 @@ class FineTunePanel:
                 then(found)
             self.host.update()
 
-        self.host.logic.mailbox.compute(work, done)
+        self._working = self.host.logic.mailbox.compute(work, done)
 
     # The project
 
@@ -152,7 +160,16 @@ class FineTunePanel:
             self.say(_("Choose a folder for the project."))
             return
         client, classes = self.host.logic.client, self._classes()
-        self._work(lambda: client.open_project(folder, classes), self._onOpened)
+
+        def open_or_create() -> Any:
+            if not classes and not Path(folder).exists():
+                raise RequestError(
+                    _("A new project needs classes."),
+                    _("Choose a model or a segmentation that has classes, not objects."),
+                )
+            return client.open_project(folder, classes)
+
+        self._work(open_or_create, self._onOpened)
 
     def _classes(self) -> list[str]:
         """Of a new project: those of the chosen model, and the other segments."""
@@ -161,6 +178,8 @@ class FineTunePanel:
         if model is not None and model["task"] == "semantic":
             names = [label["name"] for label in model["labels"]]
         segmentation = self.ui.segmentationSelector.currentNode()
+        if segmentation is None or Results.has_objects(segmentation):
+            return names
         return [*names, *(name for name in Forms.segmentNames(segmentation) if name not in names)]
 
     def _onOpened(self, project: Any) -> None:
@@ -175,14 +194,15 @@ class FineTunePanel:
         if self.result is not None:
             self._show_scores(self.result.result)
             self.say(_("A training is not decided yet: keep its model, or revert."))
-        elif FineTuning.resumable(project):
-            self.say(_("A training was interrupted; the napari plugin can go on with it."))
+        self._interrupted = FineTuning.resumable(project)
+        if self._interrupted:
+            self.say(_("A training was interrupted: Resume goes on with it."))
         self.showModels()
         self._showProject()
 
     def _closeProject(self) -> None:
         project, self.project = self.project, None
-        self.result = None
+        self.result, self._interrupted = None, False
         self.ui.imageSelector.clear()
         self.ui.startSelector.clear()
         self.ui.projectLabel.text = self.ui.scoresLabel.text = ""
@@ -273,10 +293,13 @@ class FineTunePanel:
             self.say(_("The corrections of '{0}' are saved.").format(reference.name))
             self._showProject()
 
+        self.ui.finetuneLabel.text = _("Saving the corrections")
         self._work(lambda: found.store(project), saved)
 
     def _offerClasses(self, segmentation: Any) -> None:
         """Add segments that are no classes yet to the project, if the user agrees."""
+        if Results.has_objects(segmentation):
+            return
         names = Projects.new_classes(self.project, segmentation)
         question = _("The project has no class {0}. Add it, so that it is learnt, too?")
         if names and slicer.util.confirmOkCancelDisplay(question.format(", ".join(names))):
@@ -308,28 +331,39 @@ class FineTunePanel:
         if FineTuning.undecided(self.project) is not None:
             lost = _("The last model is neither kept nor reverted.")
         elif FineTuning.resumable(self.project):
-            lost = _("A training was interrupted; the napari plugin can go on with it.")
+            lost = _("A training was interrupted: Resume goes on with it.")
         else:
             return True
         question = _("{0} Delete it and begin anew?").format(lost)
         return bool(slicer.util.confirmOkCancelDisplay(question))
 
-    def _begin(self, *_args: Any) -> None:
+    def _begin(self, _found: Any) -> None:
+        ui = self.ui
+        minutes = float(ui.minutesBox.value)
+        start = partial(self.host.logic.finetune, model=Forms.chosen(ui.startSelector))
+        self._launch(start, {"max_minutes": minutes})
+
+    def onResume(self, *_args: Any) -> None:
+        """Go on with what was interrupted."""
+        self._launch(self.host.logic.resume, {})
+        self.host.update()
+
+    def _launch(self, start: Callable[..., FinetuneTask], options: dict[str, Any]) -> None:
         ui = self.ui
         self.result, self._kept = None, False
         ui.scoresLabel.text = ""
         ui.finetuneProgress.value = 0
         device = Forms.chosen(ui.deviceSelector) or "auto"
         try:
-            self.task = self.host.logic.finetune(
+            self.task = start(
                 self.project,
-                Forms.chosen(ui.startSelector),
-                options={"max_minutes": float(ui.minutesBox.value), "device": device},
+                options={**options, "device": device},
                 onProgress=self.onProgress,
                 onLog=self.host.log,
                 onFinished=self.onFinished,
             )
         except RequestError as error:
+            self._interrupted = FineTuning.resumable(self.project)
             self.say(str(error))
         else:
             self.say(_("Preparing the corrections"))
@@ -362,10 +396,11 @@ class FineTunePanel:
     def _show_scores(self, result: dict[str, Any]) -> None:
         from tttunet.engine.outcome import scores_text
 
-        self.ui.scoresLabel.text = scores_text(result, dim=3)
+        self.ui.scoresLabel.text = scores_text(result, self.project.dim)
 
     def onFinished(self, task: FinetuneTask) -> None:
         self.task = None
+        self._interrupted = not task.unwanted and FineTuning.resumable(task.project)
         if task.state == "done":
             self.result = task
             self._show_scores(task.result)
@@ -374,6 +409,8 @@ class FineTunePanel:
         elif task.state == "failed":
             self.say(task.error)
             self.host.log(task.details)
+        elif not task.unwanted:
+            self.say(_("The training was interrupted, as the engine was closed."))
         else:
             self.say(_("Cancelled; the model is as it was."))
         self.host.update()

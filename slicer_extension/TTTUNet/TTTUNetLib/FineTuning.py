@@ -1,13 +1,17 @@
-"""Fitting a model to the corrections of a project, with a live curve; keep or revert."""
+"""Fitting a model to the corrections of a project, with a live curve; resume, keep or revert.
+
+The project remembers the run (`tttunet.projects.runs`), so that whoever opens it next, here or in
+napari, can go on with what was interrupted and decide about what has ended.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import re
-import shutil
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +23,6 @@ from TTTUNetLib.EngineClient import EngineClient
 from TTTUNetLib.Tasks import Task
 from TTTUNetLib.Volumes import RequestError
 
-#: Names in the folder of a run; napari's are the same.
-TRAINING, CONTROL, CHECKPOINT = "training", "control.txt", "checkpoint.pt"
-#: Where the project's settings hold a run that is not decided yet; napari's do, too.
-_RUN = "run"
 _SERIES = {"loss": "Loss", "score": "Score"}
 
 
@@ -32,26 +32,41 @@ class FinetuneTask(Task):
 
     Attributes:
         project: whose corrections are learnt.
-        model: where it starts.
-        control: a file that tells the worker to stop.
+        run: what the project remembers of it.
+        resumed: it goes on with what was interrupted.
         stopping: it was told to.
-        result: `before`, `after`, `improved`, `folder` and more, see the engine's `run_finetune`.
+        unwanted: it was cancelled; what it has learnt is deleted.
         tableNode: the curve: step, loss, score.
         chartNode: a plot of it.
     """
 
     project: Any
-    model: str
-    control: Path
+    run: dict[str, Any]
+    resumed: bool = False
     stopping: bool = False
-    result: dict[str, Any] = field(default_factory=dict)
+    unwanted: bool = False
     tableNode: Any = None
     chartNode: Any = None
 
     @property
+    def model(self) -> str:
+        """Name or folder of where it starts."""
+        return str(_runs().model_folder(self.project, self.run["model"]))
+
+    @property
     def folder(self) -> Path:
         """Of the run, in the project."""
-        return self.control.parent
+        return Path(_runs().run_folder(self.project, self.run))
+
+    @property
+    def control(self) -> Path:
+        """A file that tells the worker to stop."""
+        return self.folder / str(_runs().CONTROL)
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """`before`, `after`, `improved`, `folder` and more, see the engine's `run_finetune`."""
+        return dict(self.run.get("result") or {})
 
     def stop(self) -> None:
         """End the training now and keep the best model so far; `done` follows.
@@ -65,6 +80,17 @@ class FinetuneTask(Task):
         except OSError as error:
             raise RequestError(_("The engine cannot be told: {0}.").format(error)) from error
 
+    def cancel(self) -> None:
+        """End it at once, and delete what it has learnt."""
+        if not self.finished:
+            self.unwanted = True
+            self._forget("fine-tuning cancelled")
+        super().cancel()
+
+    def interrupt(self) -> None:
+        """End it at once; `TTTUNetLogic.resume` goes on from there, on another day too."""
+        super().cancel()
+
     def keep(self) -> Any:
         """Make the new model the project's next version. Not called: the old one stays.
 
@@ -73,23 +99,71 @@ class FinetuneTask(Task):
         """
         base = Path(self.model).name or self.project.name
         version = self.project.keep_model(self.result["folder"], base)
-        (self.folder / TRAINING / CHECKPOINT).unlink(missing_ok=True)  # large, of no more use
-        self.project.set_setting(_RUN, None)
+        with contextlib.suppress(OSError):
+            _runs().drop_checkpoint(self.project, self.run)
+        _runs().forget_run(self.project, self.run)
         return version
 
     def discard(self) -> None:
         """Delete what the run left; may be called in any thread."""
-        _discard(self.project, self.folder, "fine-tuning reverted")
+        _runs().discard(self.project, self.run, "fine-tuning reverted")
 
     def ask(self, result: dict[str, Any]) -> None:
         """The training has ended with a result; whoever opens the project can decide about it."""
-        self.result = result
-        own = Path(self.model).parent == self.project.folder / "models"
-        reference = f"models/{Path(self.model).name}" if own else self.model
+        self.run = {**self.run, "result": result}
         told = {name: result[name] for name in ("improved", "before", "after")}
         self.project.note("fine-tuning finished", run=self.folder.name, **told)
-        run = {"folder": str(self.folder), "model": reference, "options": {}, "result": result}
-        self.project.set_setting(_RUN, run)
+        _runs().remember_run(self.project, self.run)
+
+    def advice(self, hint: str) -> str:
+        """What to do after a failure; whatever can be gone on with is kept."""
+        if self.resumed and "--overwrite" in hint:  # which it says to who types commands
+            return _("Press Fine-tune to begin anew.")
+        if resumable(self.project):
+            kept = _("What was learnt so far is kept: Resume goes on from there.")
+            return f"{hint} {kept}".strip()
+        return hint
+
+    def fail(self, error: str, details: str = "") -> None:
+        """End it with an error; of what cannot be gone on with, nothing is left."""
+        if not self.finished and not resumable(self.project):
+            self._forget("fine-tuning failed")
+            self._delete()
+        super().fail(error, details)
+
+    def _forget(self, event: str) -> None:
+        from tttunet.errors import TTTUNetError
+
+        with contextlib.suppress(TTTUNetError):  # the project was closed, or its disk is full
+            _runs().forget_run(self.project, self.run)
+            self.project.note(event, run=self.folder.name)
+
+    def _delete(self) -> None:
+        """The worker writes no more; a checkpoint may take a while to delete."""
+        arguments = (self.project, self.run)
+        threading.Thread(
+            target=_runs().delete_folder, args=arguments, name="tttunet-delete"
+        ).start()
+
+    def _heard(self, client: EngineClient, event: Any) -> None:
+        from tttunet.errors import TTTUNetError
+
+        def done(result: dict[str, Any]) -> None:
+            with contextlib.suppress(
+                TTTUNetError
+            ):  # closed meanwhile; the result counts all the same
+                self.ask(result)
+            self.finish("done")
+
+        messages = client.messages
+        if isinstance(event, messages.Metric) and not self.finished:
+            self.add_point(event.step, event.values)
+        elif isinstance(event, messages.TERMINAL) and self.unwanted:
+            self._delete()
+        elif isinstance(event, messages.Cancelled):
+            self.interrupt()  # nobody cancelled it: the engine was closed
+        else:
+            self.hear(client, event, done)
 
     def add_point(self, step: int, values: dict[str, float]) -> None:
         """Add to the curve; what is unknown at this step is left out of the plot."""
@@ -109,86 +183,81 @@ def start(
     """Begin; see `TTTUNetLogic.finetune`."""
     from tttunet.errors import TTTUNetError
 
+    # Where it is resumed there may be other devices.
+    kept = {name: value for name, value in options.items() if name != "device"}
     try:
-        folder = project.new_run()
+        run = _runs().begin_run(project, _runs().model_reference(project, model), kept)
     except TTTUNetError as error:
         raise RequestError(error.message, error.hint) from error
-    task = FinetuneTask(project=project, model=model, control=folder / CONTROL, **callbacks)
-    task.tableNode, task.chartNode = _create_curve(f"{project.name} {folder.name}")
+    return _launch(client, FinetuneTask(project=project, run=run, **callbacks), options)
 
-    def done(result: dict[str, Any]) -> None:
-        with contextlib.suppress(TTTUNetError):  # closed meanwhile; the result counts all the same
-            task.ask(result)
-        task.finish("done")
 
-    def hear(_job: Any, event: Any) -> None:
-        if isinstance(event, client.messages.Metric) and not task.finished:
-            task.add_point(event.step, event.values)
-        elif isinstance(event, client.messages.TERMINAL) and task.state == "cancelled":
-            shutil.rmtree(folder, ignore_errors=True)  # the worker writes no more
-        else:
-            task.hear(client, event, done)
+def resume(
+    client: EngineClient, project: Any, options: dict[str, Any], **callbacks: Any
+) -> FinetuneTask:
+    """Go on; see `TTTUNetLogic.resume`."""
+    from tttunet.errors import TTTUNetError
 
+    run = _runs().remembered_run(project)
+    if not _runs().can_resume(project, run):
+        raise RequestError(
+            _("No fine-tuning was interrupted in '{0}'.").format(project.name),
+            _("Begin a new one."),
+        )
+    try:
+        project.note("fine-tuning resumed", run=run["folder"])
+    except TTTUNetError as error:
+        raise RequestError(error.message, error.hint) from error
+    task = FinetuneTask(project=project, run=run, resumed=True, **callbacks)
+    return _launch(client, task, {**run["options"], **options})
+
+
+def _launch(client: EngineClient, task: FinetuneTask, options: dict[str, Any]) -> FinetuneTask:
+    with contextlib.suppress(OSError):
+        task.control.unlink(missing_ok=True)  # it may say stop, from before an interruption
+    task.tableNode, task.chartNode = _create_curve(f"{task.project.name} {task.folder.name}")
     task._job = client.engine.finetune(
-        model, project.folder, folder / TRAINING, control=task.control, on_event=hear, **options
+        task.model,
+        task.project.folder,
+        task.folder / _runs().TRAINING,
+        control=task.control,
+        on_event=lambda _job, event: task._heard(client, event),
+        resume=task.resumed,
+        **options,
     )
     return task
 
 
 def undecided(project: Any) -> FinetuneTask | None:
     """The training of a project whose model was neither kept nor reverted, whoever ran it."""
-    run = _remembered(project)
+    run = _runs().remembered_run(project)
     result = run.get("result") if run is not None else None
     if run is None or not isinstance(result, dict):
         return None
-    folder, found = _folder_of(project, run), Path(str(result.get("folder")))
-    if not found.is_dir():  # the project was moved
-        found = folder / TRAINING / found.name
+    found = _runs().result_folder(project, run)
     if not found.is_dir():
         return None
-    reference = str(run["model"])
-    model = str(project.folder / reference) if reference.startswith("models/") else reference
-    task = FinetuneTask(project=project, model=model, control=folder / CONTROL, state="done")
-    task.result = {**result, "folder": str(found)}
-    return task
+    run = {**run, "result": {**result, "folder": str(found)}}
+    return FinetuneTask(project=project, run=run, state="done")
 
 
 def resumable(project: Any) -> bool:
-    """Whether a training was interrupted that napari can go on with."""
-    run = _remembered(project)
-    if run is None or "result" in run:
-        return False
-    return (_folder_of(project, run) / TRAINING / CHECKPOINT).is_file()
+    """Whether a training was interrupted, here or in napari, that `resume` can go on with."""
+    return bool(_runs().can_resume(project, _runs().remembered_run(project)))
 
 
 def put_away(project: Any) -> None:
     """Delete what is not decided or was interrupted; may be called in any thread."""
-    run = _remembered(project)
+    run = _runs().remembered_run(project)
     if run is not None:
-        _discard(project, _folder_of(project, run), "fine-tuning left undecided")
+        _runs().discard(project, run, "fine-tuning left undecided")
 
 
-def _remembered(project: Any) -> dict[str, Any] | None:
-    """The run that the project's settings hold, if its folder is there."""
-    run = project.settings.get(_RUN)
-    if not isinstance(run, dict) or not {"folder", "model"} <= set(run):
-        return None
-    return run if _folder_of(project, run).is_dir() else None
+def _runs() -> Any:
+    """What projects remember of runs; it comes from the worker's environment."""
+    from tttunet.projects import runs
 
-
-def _folder_of(project: Any, run: dict[str, Any]) -> Path:
-    return Path(project.folder / "runs" / Path(str(run["folder"])).name)
-
-
-def _discard(project: Any, folder: Path, event: str) -> None:
-    """Forget a run and delete its folder.
-
-    One that lies elsewhere, behind a link or a name that comes from anybody, is only forgotten.
-    """
-    project.set_setting(_RUN, None)
-    project.note(event, run=folder.name)
-    if folder.resolve().parent == project.folder.resolve() / "runs":
-        shutil.rmtree(folder, ignore_errors=True)
+    return runs
 
 
 def add_to_library(

@@ -254,6 +254,9 @@ class TTTUNetLogic:
     ) -> FinetuneTask:
         """Fit a model to the corrections of a project; the model itself is not changed.
 
+        The project remembers it from now on, in place of an earlier one that was not decided: if
+        it is interrupted, `resume` goes on with it.
+
         Args:
             project: from `client.open_project`, with corrections (`Projects.save_corrections`).
             model: name in the library or folder.
@@ -265,6 +268,33 @@ class TTTUNetLogic:
             RequestError: there is no engine; with `waitForCompletion` also if it failed.
         """
         task = FineTuning.start(self.client, project, model, options or {}, **callbacks)
+        if waitForCompletion:
+            self._wait(task)
+        return task
+
+    def resume(
+        self,
+        project: Any,
+        *,
+        waitForCompletion: bool = False,
+        options: dict[str, Any] | None = None,
+        **callbacks: Any,
+    ) -> FinetuneTask:
+        """Go on with a fine-tuning that was interrupted, here or in napari.
+
+        It learns what it began with: corrections that were saved since are for the next one.
+
+        Args:
+            project: from `client.open_project`.
+            waitForCompletion: come back when it is done.
+            options: `device`; everything else is as it was.
+            callbacks: `onProgress`, `onLog` and `onFinished` of the task.
+
+        Raises:
+            RequestError: nothing was interrupted, or there is no engine; with
+                `waitForCompletion` also if it failed.
+        """
+        task = FineTuning.resume(self.client, project, options or {}, **callbacks)
         if waitForCompletion:
             self._wait(task)
         return task

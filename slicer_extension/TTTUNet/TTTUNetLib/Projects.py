@@ -6,21 +6,20 @@ learn from it. `project` is a `tttunet.projects.Project`, see `EngineClient.open
 
 from __future__ import annotations
 
-import filecmp
 import itertools
 import re
-import secrets
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import slicer
+import vtk
 from slicer.i18n import tr as _
-from vtk.util.numpy_support import vtk_to_numpy
 
-from TTTUNetLib import Results
+from TTTUNetLib import Results, Segments
 from TTTUNetLib.Volumes import RequestError, box_of, matrix_of, read_volume
 
 _MILLIMETERS = {"micrometer": 1e-3, "millimeter": 1.0, "": 1.0}
@@ -33,52 +32,107 @@ _IMAGE_ID, _IMAGE_SHA256 = "TTTUNet.ProjectImage", "TTTUNet.ProjectImageSha256"
 
 
 @dataclass(frozen=True, eq=False)
+class _NewImage:
+    """A copy of a volume that is to become a file of the project.
+
+    Attributes:
+        stem: the file's name to be.
+        header: of the file.
+        array: [k, j, i].
+        fields: of the project's image.
+    """
+
+    stem: str
+    header: bytes
+    array: np.ndarray
+    fields: dict[str, Any]
+
+    def add(self, project: Any) -> Any:
+        """Write the file, unless the project has one with the same content."""
+        from tttunet.files import atomic_write
+
+        folder = project.folder / _VOLUMES
+        path = next(filter(self._is_in, sorted(folder.glob(f"{self.stem}*.nrrd"))), None)
+        if path is None:
+            names = (f"{self.stem}{f'-{n}' if n > 1 else ''}.nrrd" for n in itertools.count(1))
+            path = next(folder / name for name in names if not (folder / name).exists())
+            with atomic_write(path) as temporary, temporary.open("wb") as file:
+                file.writelines(self._parts())
+        return project.add_image(path, **self.fields)
+
+    def _parts(self) -> Iterator[Any]:
+        """The bytes of the file, one slice after the other."""
+        yield self.header
+        for part in self.array:
+            yield np.ascontiguousarray(part).data.cast("B")
+
+    def _is_in(self, path: Path) -> bool:
+        if path.stat().st_size != len(self.header) + self.array.nbytes:
+            return False
+        with path.open("rb") as file:
+            return all(file.read(len(part)) == part for part in self._parts())
+
+
+@dataclass(frozen=True, eq=False)
 class Corrected:
     """What a scene says of one volume; nothing here belongs to the scene any more.
 
     Attributes:
-        source: an image of the project; or the volume, freshly written into the project's folder.
-        stem: that file's name to be.
-        fields: of the project's new image.
-        labels: class numbers [z, y, x], in the order of the image's slices.
-        box: inside it everything is right; None: no such region.
+        source: an image of the project, or a new one.
+        segments: on the volume's grid.
+        step: -1 if the order of the image's slices is the other way round, else 1.
+        box: of the volume; inside it everything is right; None: no such region.
         checked: numbers of the classes that are right, with a rim of background.
     """
 
     source: Any
-    stem: str
-    fields: dict[str, Any]
-    labels: np.ndarray
+    segments: Segments.Segments
+    step: int
     box: tuple[slice, ...] | None
     checked: tuple[int, ...]
 
     def store(self, project: Any) -> Any:
-        """Put it into the project; may be called in any thread.
+        """Put it into the project; takes seconds, and may be called in any thread.
 
         What was said to be right before stays as it was, where nothing is said now: the segments
         may come from a model in the meantime.
 
         Returns:
             The project's `ImageReference`.
+
+        Raises:
+            RequestError: the segments lie outside, or the project cannot be written to.
         """
+        from tttunet.errors import TTTUNetError
+
+        right = np.ascontiguousarray(self.segments.labels()[:: self.step])
+        try:
+            source = self.source
+            reference = source.add(project) if isinstance(source, _NewImage) else source
+            self._vouch(project, reference, right)
+        except TTTUNetError as error:
+            raise RequestError(error.message, error.hint) from error
+        return reference
+
+    def _vouch(self, project: Any, reference: Any, right: np.ndarray) -> None:
         from tttunet.projects import Region, vouch_object
 
-        reference = self.source
-        if isinstance(reference, Path):
-            reference = project.add_image(_named(reference, self.stem), **self.fields)
         corrections = project.corrections(reference)
         known, before = corrections.read(reference.bounds)
         now = np.zeros_like(before)
         for number in self.checked:
-            now = vouch_object(self.labels, now, number)
-        labels = np.where((before > 0) & (now == 0), known, self.labels)
+            now = vouch_object(right, now, number)
+        labels = np.where((before > 0) & (now == 0), known, right)
         own = corrections.own(reference.bounds) | (now > 0)
         corrections.write(reference.bounds, labels, before | now, own)
         if self.box is not None:
-            bounds = tuple((along.start, along.stop) for along in self.box)
-            corrections.complete(Region(bounds), self.labels[self.box])
+            box = self.box
+            if self.step < 0:
+                depth = len(right)
+                box = (slice(depth - box[0].stop, depth - box[0].start), *box[1:])
+            bounds = tuple((along.start, along.stop) for along in box)
+            corrections.complete(Region(bounds), right[box])
         corrections.record()
-        return reference
 
 
 def save_corrections(
@@ -105,7 +159,7 @@ def read_corrections(
     region: Any = None,
     checked: Sequence[str] = (),
 ) -> Corrected:
-    """Take from the scene what is to be put into a project.
+    """Take from the scene what is to be put into a project; takes milliseconds.
 
     A volume from `open_corrections` is the project's image, as long as it lies on its grid. Any
     other one is saved in the project as it is in the scene: Slicer turns the slices of some files
@@ -145,28 +199,11 @@ def read_corrections(
                 _("There is no class '{0}'.").format(name),
                 _("There are {0}.").format(", ".join(numbers)),
             )
-    labels = _labels(volume, segmentation, numbers)
+    segments = Segments.copy_segments(volume, segmentation, numbers)
     right = tuple(numbers[name] for name in checked)
     known, step = _image_of(project, volume)
-    if known is not None:
-        if box is not None and step < 0:
-            depth = len(labels)
-            box = (slice(depth - box[0].stop, depth - box[0].start), *box[1:])
-        return Corrected(known, "", {}, np.ascontiguousarray(labels[::step]), box, right)
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", volume.GetName()).strip("-") or "volume"
-    return Corrected(
-        _written(volume, project.folder / _VOLUMES),
-        stem,
-        {
-            "name": volume.GetName(),
-            "axes": image.axes,
-            "shape": image.shape,
-            **_local_geometry(volume),
-        },
-        labels,
-        box,
-        right,
-    )
+    source = _new_image(volume) if known is None else known
+    return Corrected(source, segments, step, box, right)
 
 
 def new_classes(project: Any, segmentation: Any) -> list[str]:
@@ -207,57 +244,40 @@ def _image_of(project: Any, volume: Any) -> tuple[Any, int]:
     return None, 1
 
 
-def _labels(volume: Any, segmentation: Any, numbers: dict[str, int]) -> np.ndarray:
-    """Class numbers [k, j, i] on the volume's grid."""
-    if segmentation.GetParentTransformNode() is not volume.GetParentTransformNode():
-        raise RequestError(
-            _("Volume and segmentation are not under the same transform."),
-            _("Put both under the same one, or harden them."),
-        )
-    labels = np.zeros(read_volume(volume).shape, np.int32)
-    grid = Results.oriented_image(volume, labels.astype(np.uint8))
-    content = segmentation.GetSegmentation()
-    for place in range(content.GetNumberOfSegments()):
-        segment = content.GetNthSegment(place)
-        if segment.GetName() not in numbers:
+def _new_image(volume: Any) -> _NewImage:
+    """A copy of a volume, in the order of its own slices."""
+    array = slicer.util.arrayFromVolume(volume).copy()
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", volume.GetName()).strip("-") or "volume"
+    fields = {"name": volume.GetName(), "axes": "ZYX", "shape": array.shape}
+    return _NewImage(stem, _header(volume), array, {**fields, **_local_geometry(volume)})
+
+
+def _header(volume: Any) -> bytes:
+    """Of the file that Slicer writes of a volume, uncompressed.
+
+    Slicer itself writes a volume of one voxel on the same axes: so the header is its own, to the
+    last digit, and the main thread does not wait for the voxels.
+    """
+    voxel, storage = vtk.vtkImageData(), slicer.vtkMRMLVolumeArchetypeStorageNode()
+    voxel.SetDimensions(1, 1, 1)
+    voxel.AllocateScalars(volume.GetImageData().GetScalarType(), 1)
+    tiny = slicer.vtkMRMLScalarVolumeNode()
+    tiny.CopyOrientation(volume)
+    tiny.SetAndObserveImageData(voxel)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "voxel.nrrd"
+        storage.SetFileName(str(path))
+        storage.SetUseCompression(False)
+        if not storage.WriteData(tiny):
             raise RequestError(
-                _("The segment '{0}' is no class of the project.").format(segment.GetName()),
-                _("Call it one of {0}, or delete it.").format(", ".join(numbers)),
+                _("Slicer cannot save the type of '{0}', {1}.").format(
+                    volume.GetName(), volume.GetImageData().GetScalarTypeAsString()
+                ),
+                _("Make it another one (module Cast Scalar Volume)."),
             )
-        part, whole = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
-        name = content.GetNthSegmentID(place)
-        if not segmentation.GetBinaryLabelmapRepresentation(name, part) or part.IsEmpty():
-            continue
-        resample = slicer.vtkOrientedImageDataResample
-        resample.ResampleOrientedImageToReferenceOrientedImage(part, grid, whole)
-        mask = vtk_to_numpy(whole.GetPointData().GetScalars())
-        labels[mask.reshape(labels.shape) > 0] = numbers[segment.GetName()]
-    return labels
-
-
-def _written(volume: Any, folder: Path) -> Path:
-    """The volume as a new file in the project, in the order of its own slices."""
-    folder.mkdir(exist_ok=True)
-    fresh = folder / f".new-{secrets.token_hex(4)}.nrrd"
-    storage = slicer.vtkMRMLVolumeArchetypeStorageNode()
-    storage.SetFileName(str(fresh))
-    storage.SetUseCompression(False)  # it would keep the main thread for seconds
-    if not storage.WriteData(volume):
-        raise RequestError(_("'{0}' cannot be written to.").format(folder), _("Free some space."))
-    return fresh
-
-
-def _named(fresh: Path, stem: str) -> Path:
-    """Give a new file its name, or delete it if the project has one with the same content."""
-    folder = fresh.parent
-    for known in sorted(folder.glob(f"{stem}*.nrrd")):
-        if filecmp.cmp(known, fresh, shallow=False):
-            fresh.unlink()
-            return known
-    names = (f"{stem}{f'-{n}' if n > 1 else ''}.nrrd" for n in itertools.count(1))
-    path = next(folder / name for name in names if not (folder / name).exists())
-    fresh.rename(path)
-    return path
+        header = path.read_bytes()[: -voxel.GetScalarSize()]
+    sizes = " ".join(map(str, volume.GetImageData().GetDimensions()))
+    return header.replace(b"\nsizes: 1 1 1\n", f"\nsizes: {sizes}\n".encode())
 
 
 def _local_geometry(volume: Any) -> dict[str, Any]:

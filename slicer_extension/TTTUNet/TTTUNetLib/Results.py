@@ -135,7 +135,7 @@ def create_segmentation(
         node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
     shared = oriented_image(volume, labels)
     segmentation = node.GetSegmentation()
-    segmentation.SetSourceRepresentationName(_binary_labelmap())
+    segmentation.SetSourceRepresentationName(binary_labelmap())
     for one in wanted:
         segment = slicer.vtkSegment()
         segment.SetName(one.name)
@@ -147,29 +147,35 @@ def create_segmentation(
             kind, _, modifier = one.code.partition("~")
             entry = _TERMINOLOGY.format(kind=kind, modifier=modifier or "^^")
             segment.SetTag(segment.GetTerminologyEntryTagName(), entry)
-        segment.AddRepresentation(_binary_labelmap(), shared)
+        segment.AddRepresentation(binary_labelmap(), shared)
         segmentation.AddSegment(segment, f"Segment_{one.value}")
     place_beside(volume, node)
     return node
 
 
-def _binary_labelmap() -> str:
+def binary_labelmap() -> str:
+    """Name of the representation of segments by voxels."""
     return str(slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName())
 
 
 def oriented_image(volume: Any, labels: np.ndarray) -> Any:
     """The labels as Slicer's segments hold them: one image, shared by all segments."""
-    directions = matrix_of(volume.GetIJKToRASDirectionMatrix)[:3, :3]
-    shared = slicer.vtkOrientedImageData()
-    shared.SetDimensions(*labels.shape[::-1])
+    shared = oriented_grid(volume, labels.shape)
     scalars = numpy_to_vtk(labels.reshape(-1), deep=False)
     scalars.SetName("ImageScalars")
     shared.GetPointData().SetScalars(scalars)
-    # Not by one matrix: taking it apart would round.
-    shared.SetSpacing(volume.GetSpacing())
-    shared.SetOrigin(volume.GetOrigin())
-    shared.SetDirections(directions.tolist())
     return shared
+
+
+def oriented_grid(volume: Any, shape: Sequence[int]) -> Any:
+    """An image without voxels on a volume's own grid; `shape` is [k, j, i]."""
+    grid = slicer.vtkOrientedImageData()
+    grid.SetDimensions(*shape[::-1])
+    # Not by one matrix: taking it apart would round.
+    grid.SetSpacing(volume.GetSpacing())
+    grid.SetOrigin(volume.GetOrigin())
+    grid.SetDirections(matrix_of(volume.GetIJKToRASDirectionMatrix)[:3, :3].tolist())
+    return grid
 
 
 def create_labelmap(volume: Any, labels: np.ndarray, name: str) -> Any:
@@ -275,6 +281,12 @@ def place_beside(volume: Any, node: Any) -> None:
         hierarchy.SetItemParent(item, hierarchy.GetItemParent(beside))
     elif beside:
         hierarchy.CreateItem(hierarchy.GetItemParent(beside), node)
+
+
+def has_objects(node: Any) -> bool:
+    """Whether the segments of a segmentation are the objects that a model found, not classes."""
+    record = json.loads(node.GetAttribute(f"{ATTRIBUTE}Record") or "{}")
+    return bool(record.get("model", {}).get("task") == "instance")
 
 
 def write_provenance(node: Any, volume: Any, record: Mapping[str, Any]) -> None:

@@ -49,6 +49,10 @@ class Task:
         self.details = details
         self.finish("failed", error)
 
+    def advice(self, hint: str) -> str:
+        """What to do after a failure; `hint` is what the engine says."""
+        return hint
+
     def finish(self, state: str, error: str = "") -> None:
         """Tell the end, once."""
         if self.finished:
@@ -71,9 +75,10 @@ class Task:
         elif isinstance(event, messages.Done):
             done(event.result)
         elif isinstance(event, messages.Failed):
-            self.fail(f"{event.message} {event.hint}".strip(), event.details)
+            self.fail(f"{event.message} {self.advice(event.hint)}".strip(), event.details)
         elif isinstance(event, messages.Lost):
             hint = _("Nothing was changed; the next run starts a new worker.")
-            self.fail(f"{event.message} {hint}", "\n".join(client.engine.worker_output))
+            output = "\n".join(client.engine.worker_output)
+            self.fail(f"{event.message} {self.advice(hint)}", output)
         elif isinstance(event, messages.Cancelled):
             self.cancel()

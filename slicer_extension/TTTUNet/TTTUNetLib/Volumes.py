@@ -134,7 +134,7 @@ def box_of(region: Any, volume: Any, segment: str = "") -> tuple[slice, ...]:
         RequestError: it is no region, is empty, or lies outside.
     """
     if region is not None and region.IsA("vtkMRMLMarkupsROINode"):
-        corners = _corners(-np.array(region.GetSize()) / 2, np.array(region.GetSize()) / 2)
+        corners = corners_of(-np.array(region.GetSize()) / 2, np.array(region.GetSize()) / 2)
         points = slicer.util.arrayFromVTKMatrix(region.GetObjectToWorldMatrix()) @ corners
     elif region is not None and region.IsA("vtkMRMLSegmentationNode"):
         points = _corners_of_segments(region, segment)
@@ -153,7 +153,7 @@ def box_of(region: Any, volume: Any, segment: str = "") -> tuple[slice, ...]:
     return tuple(slice(a, b) for a, b in zip(low, high, strict=True))
 
 
-def _corners(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def corners_of(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """[4, 8] homogeneous corners of a box."""
     corners = np.ones((4, 8))
     corners[:3] = np.stack(np.meshgrid(*zip(low, high, strict=True))).reshape(3, 8)
@@ -176,7 +176,7 @@ def _corners_of_segments(node: Any, name: str) -> np.ndarray:
         if len(spans[0]):
             first = np.array(image.GetExtent()[::2])
             low, high = (np.array([span[end] for span in spans]) + first for end in (0, -1))
-            found.append(matrix_of(image.GetImageToWorldMatrix) @ _corners(low, high))
+            found.append(matrix_of(image.GetImageToWorldMatrix) @ corners_of(low, high))
     if not found:
         what = _("segment '{0}'").format(name) if name else _("segments")
         raise RequestError(
