@@ -103,7 +103,9 @@ class Training(QObject):
 
     def _may_discard(self, project: Project) -> bool:
         """Whether a run that is not decided yet may be deleted: the user is asked once."""
-        old = remembered_run(project)
+        old, shown = remembered_run(project), self._decision.run
+        if old is not None and shown is not None and shown["folder"] == old["folder"]:
+            old = shown  # its result may not be on the disk yet
         told = undecided(project, old) if old is not None else ""
         if old is None or not told or self._asked == old["folder"]:
             return True
