@@ -1,4 +1,4 @@
-"""What ships: the model `nuclei`, its card, and the demo on the sample images."""
+"""What ships: the models, their cards, and the demo on the sample images."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
+import pytest
+
 from tttunet.cli import main
-from tttunet.evaluation import instance_scores, pool
-from tttunet.imaging import load_labels
+from tttunet.evaluation import instance_scores, pool, semantic_scores
+from tttunet.imaging import image_stem, load_image, load_labels
+from tttunet.inference.segment import segment
 from tttunet.models import list_models
 from tttunet.models.model import load_model
 
@@ -26,6 +29,31 @@ def test_the_demo_segments_the_samples(tmp_path: Path):
         scores.append(instance_scores(found, truth, (0.5,)))
         assert (tmp_path / f"{name}_overlay.png").stat().st_size > 10_000
     assert pool(scores)[0].f1 > 0.78
+
+
+@pytest.mark.parametrize(
+    ("model", "sample", "least"),
+    [("polyp", "colonoscopy_polyp.png", 0.85), ("hippocampus-mr", "hippocampus.nii.gz", 0.8)],
+)
+def test_models_of_classes_segment_their_sample(model: str, sample: str, least: float):
+    """Nobody trained on these."""
+    samples = Path(str(files("tttunet.resources") / "samples"))
+    (truth,) = samples.glob(f"{image_stem(sample)}_labels.*")
+    found = segment(load_image(samples / sample), load_model(model)).labels
+    scores = semantic_scores(found, load_labels(truth).array)
+    assert sum(score.dice for score in scores) / len(scores) > least
+
+
+def test_models_are_small_and_say_what_they_come_from():
+    for entry in list_models():
+        if entry.origin == "shipped":
+            config = load_model(entry.name).config
+            assert config.weights is not None
+            assert config.weights.bytes < 25e6
+            assert config.card.licence.startswith(("CC0", "CC-BY"))
+            assert "NC" not in config.card.licence
+            assert config.card.data
+            assert "Not for diagnostic use" in config.card.limitations
 
 
 def test_the_card_says_what_the_weights_come_from():

@@ -239,6 +239,17 @@ def segment(stage: Stage) -> None:
     stage.segment(stage.open_dock("Segment"))
 
 
+def polyp(stage: Stage) -> None:
+    """Another model than the default one, on a frame of a camera."""
+    _, truth = stage.open_sample("colonoscopy_polyp")
+    dock = stage.open_dock("Segment")
+    dock._set_model("polyp")
+    labels = stage.segment(dock)
+    labels.contour, labels.opacity = 2, 1.0
+    stage.viewer.layers.remove(truth)
+    stage.fill(labels)
+
+
 def segment_progress(stage: Stage) -> None:
     """The objects of finished tiles, while others are under way."""
     image, _ = stage.open_sample("fluorescence")
@@ -344,7 +355,7 @@ def finetune_result(stage: Stage) -> None:
 
 _ALL = (
     *(hero, segment_ready, segment, segment_progress, results, results_compared, batch, models),
-    *(finetune_correct, finetune_running, finetune_result),
+    *(finetune_correct, finetune_running, finetune_result, polyp),
 )
 PICTURES: dict[str, Callable[[Stage], None]] = {one.__name__: one for one in _ALL}
 
