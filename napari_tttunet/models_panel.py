@@ -96,7 +96,7 @@ class ModelList(QTreeWidget):
 
     def _fit(self) -> None:
         rows = min(max(self.topLevelItemCount(), 1), _MOST_ROWS)
-        row = max(self.sizeHintForRow(0), self.fontMetrics().height() + 4)
+        row = self.sizeHintForRow(0) if self.topLevelItemCount() else self.fontMetrics().height()
         self.setFixedHeight(self.header().sizeHint().height() + rows * row + 6)
 
 
