@@ -132,7 +132,7 @@ class Benchmark:
             "not_run": not_run(rows, self.options),
             "runs": rows,
         }
-        write_result("finetune_quick" if self.options.quick else "finetune", result)
+        write_result("finetune_quick" if self.options.quick else self.options.record, result)
 
     def run(self, start: str, arm: str) -> None:
         model = load_model(start)
@@ -320,6 +320,7 @@ def main() -> None:
     parser.add_argument("--forgetting", type=int, default=79, help="images of dsb2018 val")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--quick", action="store_true", help="one seed, k = 1, few images")
+    parser.add_argument("--record", default="finetune", help="name of the result")
     parser.add_argument("--train-without", metavar="MODALITY")
     parser.add_argument("--train-steps", type=int, default=2500, help="of --train-without, per arm")
     parser.add_argument("--trained", help="model that has never seen the modality")
