@@ -138,6 +138,7 @@ class Estimate:
         tiles: tiles in all planes.
         work: pixels that the network computes, flips counted.
         host, device: bytes in the computer's and in the GPU's memory; `device` is 0 on the CPU.
+        mapped: bytes of `host` in files that are mapped; where memory is short they stay on disk.
     """
 
     tile: tuple[int, ...]
@@ -145,6 +146,7 @@ class Estimate:
     work: int
     host: int
     device: int
+    mapped: int = 0
 
 
 def estimate(
@@ -216,6 +218,7 @@ def estimate(
         work=tiles * planes * tile_pixels * flips,
         host=host,
         device=computing + stitching if on_gpu else 0,
+        mapped=pixels * planes * (inputs * itemsize + label_bytes + 4 * losses),
     )
 
 
@@ -265,7 +268,8 @@ def _estimate_elsewhere(
     # The maps of the network's grid wait while they are brought back.
     waiting = 4 * (inputs * grid + outputs * math.prod(place.grid[lead:]))
     host = max(there.host + 4 * inputs * grid, OVERHEAD + max(preparing, waiting + back)) + files
-    return Estimate(there.tile, there.tiles, there.work, host, there.device)
+    mapped = there.mapped + times * voxels * (inputs * itemsize + label_bytes + loss_bytes)
+    return Estimate(there.tile, there.tiles, there.work, host, there.device, mapped)
 
 
 def _maps_at_once(config: ModelConfig) -> float:

@@ -186,9 +186,9 @@ def _check_possible(least: Estimate) -> None:
     Raises:
         NotEnoughMemory: so it is.
     """
-    total = host_memory()[0]
-    if total is not None and least.host > total + swap_memory():
-        raise NotEnoughMemory(least.host, total)
+    total, needed = host_memory()[0], least.host - least.mapped
+    if total is not None and needed > total + swap_memory():
+        raise NotEnoughMemory(needed, total)
 
 
 def _fits_host(need: Estimate) -> bool:

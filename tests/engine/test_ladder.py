@@ -131,7 +131,8 @@ def test_the_system_is_not_asked_for_what_it_has_not(hungry, tmp_path: Path, mon
 
 def test_what_the_computer_cannot_hold_is_refused_at_once(hungry, tmp_path: Path, monkeypatch):
     model = hungry(10**9, MemoryError())
-    least = estimate(model.config, (70, 70), tile=(16, 16)).host
+    estimated = estimate(model.config, (70, 70), tile=(16, 16), itemsize=4)
+    least = estimated.host - estimated.mapped
     monkeypatch.setattr(segmenting, "host_memory", lambda: (least - 10**6, least - 10**6))
     monkeypatch.setattr(segmenting, "swap_memory", lambda: 10**6 - 1)
     outcome, told = run(request(tmp_path, noise((70, 70))))
@@ -142,6 +143,20 @@ def test_what_the_computer_cannot_hold_is_refused_at_once(hungry, tmp_path: Path
     # With one byte more it is tried, as slow as that may be.
     monkeypatch.setattr(segmenting, "swap_memory", lambda: 10**6)
     assert run(request(tmp_path, noise((70, 70))))[0].kind == "done"
+
+
+def test_a_long_film_on_the_disk_is_no_reason_to_refuse(hungry, monkeypatch):
+    """Its frames are computed one by one; only their labels have to be in memory."""
+    model = hungry(10**9, MemoryError())
+    film = estimate(model.config, (1000, 1000), 30_000, tile=(64, 64), itemsize=2)
+    total = 2 * 30_000 * 10**6
+    assert film.host > total + 10**9
+    monkeypatch.setattr(segmenting, "swap_memory", lambda: 0)
+    monkeypatch.setattr(segmenting, "host_memory", lambda: (total, total))
+    segmenting._check_possible(film)
+    monkeypatch.setattr(segmenting, "host_memory", lambda: (total // 4, total // 4))
+    with pytest.raises(memory.NotEnoughMemory, match="GB"):
+        segmenting._check_possible(film)
 
 
 def test_maps_of_the_last_attempt_are_decoded(hungry, tmp_path: Path):
