@@ -1,7 +1,7 @@
 """The engine's client: a queue of jobs, done one after the other by a worker process.
 
-Measuring and comparing labels have a queue and a small process of their own: they wait for no
-training.
+Measuring and comparing labels and reading images have a queue and a small process of their own:
+they wait for no training.
 
     with Engine() as engine:
         job = engine.segment(array, axes="YX", model="nuclei", on_event=print)
@@ -12,10 +12,10 @@ it. Nothing here waits for the worker but `Job.wait` and, for some seconds, `Eng
 
 Jobs. `segment`, `evaluate` and `measure` take arrays, `decode` changes the thresholds of the last
 segmentation without the network, `review` says where its labels are doubtful, `review_image` where
-those of a project's image would be, `finetune` shows what the model becomes on a view. All others
-are `request(message)`, see `messages`: `Hello` (starts the worker early), `Estimate`, `Train`,
-`Evaluate` (files), `Batch`, `ListModels`, `AddModel`, `RemoveModel`, `ExportModel`,
-`DownloadModel`.
+those of a project's image would be, `read_image` reads one with its corrections, `finetune` shows
+what the model becomes on a view. All others are `request(message)`, see `messages`: `Hello` (starts
+the worker early), `Estimate`, `Train`, `Evaluate` (files), `Batch`, `ListModels`, `AddModel`,
+`RemoveModel`, `ExportModel`, `DownloadModel`.
 
 Events. `on_event(job, event)` hears `Queued`, `Started`, `Progress` (`fraction` of a `stage`,
 `eta`), `Log`, `Preview` (finished tiles), `Metric` (training), `FileStatus` (batch), and last
@@ -41,7 +41,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -50,6 +50,9 @@ from tttunet.engine.job import Job, OnEvent, Preview
 from tttunet.engine.lane import GRACE, Lane
 from tttunet.engine.messages import Done, Failed, Queued
 from tttunet.measuring import Grid, ObjectTable
+
+if TYPE_CHECKING:
+    from tttunet.projects import ImageReference
 
 __all__ = ["Engine", "Job", "Preview"]
 
@@ -62,13 +65,16 @@ GRACES = {"train": 60.0, "finetune": 60.0, "batch": 10.0, "review": 60.0} | dict
 MEASURING_GRACE = 10.0
 _TRAININGS = {"train", "finetune"}
 _TABLE = "table.npz"
+_IMAGE = "image.npy"
+#: Bytes of a voxel of which nothing is known.
+_WIDEST = 8
 _LOSSES = "adaptation_map"
 
 
 class Engine(Lane):
     """The worker process that computes, with its jobs, and a second one for short jobs.
 
-    The first has the models loaded. The second starts when labels are measured or compared, never
+    The first has the models loaded. The second starts with the first short job, never
     loads torch, and waits for no training.
 
     Args:
@@ -180,8 +186,8 @@ class Engine(Lane):
         expected = pixels * (np.dtype(array.dtype).itemsize + extra)
 
         def prepare(folder: Path, cancelled: Callable[[], bool]) -> messages.Message:
-            exchange.write_array(folder / "image.npy", array, cancelled)
-            given = {**(image or {}), "array": str(folder / "image.npy"), "axes": axes}
+            exchange.write_array(folder / _IMAGE, array, cancelled)
+            given = {**(image or {}), "array": str(folder / _IMAGE), "axes": axes}
             return messages.Segment(
                 messages.ImageRef(**given),
                 messages.model_reference(model),
@@ -241,6 +247,35 @@ class Engine(Lane):
         job = Job("review_image", lambda folder, cancelled: request, None, on_event)
         why = "A training runs: images are looked through when it is done."
         return self._submit_soon(job, Failed("busy", why))
+
+    def read_image(
+        self, project: str | Path, image: ImageReference, on_event: OnEvent | None = None
+    ) -> Job:
+        """Read an image of a project; waits for no training.
+
+        `Done.result` has the voxels as `image`, with the shape of the reference, the `labels`,
+        and the `problems` that the project tells.
+
+        Args:
+            project: its folder.
+            image: one of the project's.
+        """
+
+        def prepare(folder: Path, cancelled: Callable[[], bool]) -> messages.Message:
+            return messages.ReadImage(
+                str(Path(project).expanduser().absolute()),
+                image.id,
+                str(folder / _IMAGE),
+                str(folder / "labels.npy"),
+            )
+
+        def collect(folder: Path, done: Done) -> Done:
+            found = _collect_arrays(folder, done)
+            voxels = exchange.read_array(folder / _IMAGE)
+            return replace(found, result={**found.result, "image": voxels})
+
+        size = math.prod(image.shape) * (_WIDEST + 4)
+        return self._submit_short(Job("read_image", prepare, collect, on_event, size))
 
     def evaluate(
         self,

@@ -24,6 +24,7 @@ from tttunet.models.model import Model
 from tttunet.training.comparison import COMPARISON_NAME
 from tttunet.training.defaults import SHARE, choose_settings
 from tttunet.training.finetune import FinetuneResult, finetune
+from tttunet.training.history import History
 from tttunet.training.holdout import hold_out
 from tttunet.training.notes import of_classes
 from tttunet.training.samples import read_material
@@ -67,7 +68,7 @@ def run_finetune(request: Finetune, reporter: Reporter) -> dict[str, Any]:
         request.data,
         request.output,
         **request.options,
-        listener=lambda event: _tell(event, reporter),
+        listener=_Teller(request, reporter),
         cancel=reporter.is_cancelled,
         stop=lambda: _said(control) == STOP,
         pause=lambda: _said(control) == PAUSE,
@@ -142,12 +143,30 @@ def _said(control: Path | None) -> str:
         return ""
 
 
-def _tell(event: TrainEvent, reporter: Reporter) -> None:
-    values = {"loss": event.loss, "score": math.nan if event.score is None else event.score}
-    values = {name: value for name, value in values.items() if not math.isnan(value)}
-    if values:
-        reporter.send(Metric(event.step, values))
-    reporter.send(Progress(event.progress, "fine-tuning", event.remaining))
+class _Teller:
+    """Tells progress and the curve, with what was before an interruption."""
+
+    def __init__(self, request: Finetune, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._before = Path(request.output) if request.options.get("resume") else None
+
+    def __call__(self, event: TrainEvent) -> None:
+        before, self._before = self._before, None
+        if before is not None:
+            for row in History(before, event.step - 1, write=False).rows:
+                self._point(row["step"], row.get("loss"), row.get("score"))
+        self._point(event.step, event.loss, event.score)
+        self._reporter.send(Progress(event.progress, "fine-tuning", event.remaining))
+
+    def _point(self, step: int, loss: float | None, score: float | None) -> None:
+        values = {"loss": loss, "score": score}
+        known = {
+            name: value
+            for name, value in values.items()
+            if value is not None and not math.isnan(value)
+        }
+        if known:
+            self._reporter.send(Metric(step, known))
 
 
 class _Preview:

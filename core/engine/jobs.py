@@ -108,6 +108,12 @@ def _review_image(request: messages.ReviewImage, reporter: Reporter) -> dict[str
     return run_review_image(request, reporter, _MODELS)
 
 
+def _read_image(request: messages.ReadImage, reporter: Reporter) -> dict[str, Any]:
+    from tttunet.engine.reading import run_read_image
+
+    return run_read_image(request, reporter)
+
+
 def _estimate(request: messages.Estimate, _reporter: Reporter) -> dict[str, Any]:
     from tttunet.engine.segmenting import run_estimate
 
@@ -311,6 +317,7 @@ _HANDLERS: dict[str, Callable[[Any, Reporter], dict[str, Any]]] = {
     "decode": _decode,
     "review": _review,
     "review_image": _review_image,
+    "read_image": _read_image,
     "estimate": _estimate,
     "train": _train,
     "finetune": _finetune,

@@ -162,6 +162,23 @@ class ReviewImage(Message, kind="review_image"):
 
 
 @dataclass(frozen=True)
+class ReadImage(Message, kind="read_image"):
+    """Read an image of a project and its corrections, for a face that must not wait for files.
+
+    Attributes:
+        project: its folder, open to write for the client.
+        image: id of the image.
+        output: the .npy file that receives the image; it has the project's geometry.
+        labels: the .npy file that receives its labels.
+    """
+
+    project: str
+    image: str
+    output: str
+    labels: str
+
+
+@dataclass(frozen=True)
 class Estimate(Message, kind="estimate"):
     """What a `Segment` would need; nothing is computed.
 

@@ -280,6 +280,15 @@ class Project(ProjectFolder):
             )
         return path
 
+    def unchanged(self, image: ImageReference | str) -> bool:
+        """Whether the file of an image is the one that was added.
+
+        Raises:
+            ProjectError: it is gone.
+        """
+        image = self.image(image if isinstance(image, str) else image.id)
+        return image.copied or image_files.find(image, self.folder)[1]
+
     def load(self, image: ImageReference | str) -> Image:
         """The pixels of an image with its geometry; the last one is remembered.
 

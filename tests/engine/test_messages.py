@@ -28,6 +28,7 @@ EXAMPLES = [
     messages.Review("l.npy", "id", 5),
     messages.Estimate((3, 4), "YX", "nuclei"),
     messages.ReviewImage("project", "plate-1", "nuclei"),
+    messages.ReadImage("project", "ct-1", "/tmp/image.npy", "/tmp/labels.npy"),
     messages.Train("data", "run", {"steps": 3}),
     messages.Finetune(
         "nuclei",

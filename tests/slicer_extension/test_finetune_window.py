@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +28,7 @@ from slicer_finetuning import (  # noqa: E402
 )
 from slicer_nodes import add_volume, labels_of  # noqa: E402
 from slicer_window import Window, choose  # noqa: E402
-from TTTUNetLib import FineTuning, Results  # noqa: E402
+from TTTUNetLib import FineTuning, Projects, Results  # noqa: E402
 
 CHECKED = QtCore.Qt.CheckState.Checked
 
@@ -344,6 +346,10 @@ def test_image_of_a_project_is_loaded_with_its_corrections(window: Window, tmp_p
     slicer.mrmlScene.Clear(0)
     ui.imageSelector.currentIndex = 1
     window.click(ui.loadButton)
+    assert told(window) == "Reading 'CT1'"
+    assert not ui.loadButton.enabled
+    assert ui.inputSelector.currentNode() is None, "the main thread has read nothing"
+    window.until(lambda: not window.widget.panel.busy)
     volume, segmentation = ui.inputSelector.currentNode(), ui.segmentationSelector.currentNode()
     assert volume.GetName() == "CT1"
     np.testing.assert_array_equal(slicer.util.arrayFromVolume(volume), bright_cube(1))
@@ -367,12 +373,56 @@ def test_nodes_may_go_and_slicer_may_close_while_corrections_are_saved(
     window.until(lambda: window.ui.saveButton.enabled)
     window.click(window.ui.saveButton)
     window.widget.cleanup()
+    until_saved()
     with logic.client.open_project(tmp_path / "livers") as project:
         assert [image.name for image in project.images] == ["CT0", "CT1"]
         for seed, image in enumerate(project.images):
             labels, vouched = project.corrections(image).read(image.bounds)
             np.testing.assert_array_equal(labels, bright_cube(seed) > 200)
             assert vouched.all()
+
+
+def test_window_closes_at_once_and_what_is_being_saved_is_saved(
+    window: Window, logic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    _, node = add_corrected(0)
+    window.ui.segmentationSelector.setCurrentNode(node)
+    open_project(window, tmp_path / "livers")
+    window.ui.completeSelector.setCurrentNode(everything())
+    store, closed = Projects.Corrected.store, threading.Event()
+
+    def slow_store(found: Any, project: Any) -> Any:
+        assert closed.wait(30), "closing the window waits for the disk"
+        return store(found, project)
+
+    monkeypatch.setattr(Projects.Corrected, "store", slow_store)
+    window.click(window.ui.saveButton)
+    window.widget.cleanup()
+    closed.set()
+    until_saved()
+    with logic.client.open_project(tmp_path / "livers") as project:
+        (image,) = project.images
+        assert project.corrections(image).read(image.bounds)[1].all()
+
+
+@pytest.mark.slow
+def test_window_may_close_while_an_image_is_read(window: Window, tmp_path: Path):
+    prepare(window, tmp_path / "livers")
+    slicer.mrmlScene.Clear(0)
+    window.click(window.ui.loadButton)
+    window.widget.cleanup()
+    for _ in range(20):
+        window.widget.logic.mailbox.pump()
+        time.sleep(0.05)
+    assert slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode") is None
+
+
+def until_saved() -> None:
+    """Wait as Python does at its end."""
+    for thread in threading.enumerate():
+        if thread.name == "tttunet-close-project":
+            assert not thread.daemon
+            thread.join()
 
 
 def test_objects_become_no_classes(window: Window, tmp_path: Path):

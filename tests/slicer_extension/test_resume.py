@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from collections.abc import Iterator
@@ -81,8 +82,12 @@ def interrupted(logic: Any, project: Any, model: str) -> Any:
     return task
 
 
-def first_step(task: Any) -> int:
-    return int(task.tableNode.GetTable().GetColumnByName("Step").GetValue(0))
+def steps_with(task: Any, column: str) -> list[int]:
+    """Steps of the curve at which there is a loss, or a score."""
+    table = task.tableNode.GetTable()
+    values, steps = (table.GetColumnByName(name) for name in (column, "Step"))
+    rows = range(table.GetNumberOfRows())
+    return [int(steps.GetValue(row)) for row in rows if not math.isnan(values.GetValue(row))]
 
 
 @pytest.mark.slow
@@ -102,7 +107,8 @@ def test_killed_worker_loses_nothing_and_the_training_goes_on(
     with logic.client.open_project(project.folder) as again:
         task = logic.resume(again, options={"device": "cpu"}, waitForCompletion=True)
         assert task.state == "done"
-        assert first_step(task) > 2, "it went on from the checkpoint"
+        assert steps_with(task, "Loss")[0] > 2, "it went on from the checkpoint"
+        assert steps_with(task, "Score")[:2] == [0, 2], "the curve is whole"
         assert task.result["steps"] == STEPS
         assert FineTuning.undecided(again).result == task.result
         assert task.keep().name == "tiny3d-v2"
@@ -121,7 +127,7 @@ def test_what_was_interrupted_in_napari_goes_on_in_slicer(
     with logic.client.open_project(project.folder) as again:
         task = logic.resume(again, waitForCompletion=True)
         assert task.folder.name == name
-        assert first_step(task) == int(last) + 1
+        assert steps_with(task, "Loss")[0] == int(last) + 1
         assert task.result["model"]["name"] == "tiny3d-v2", "as napari called it"
         task.discard()
         assert not task.folder.exists()
@@ -207,8 +213,8 @@ def test_interrupted_training_is_resumed_in_the_window(window: Window, tmp_path:
     assert not ui.resumeButton.visible
     assert ui.finetuneButton.text == "Cancel"
     task = panel.task
-    window.until(lambda: task.tableNode.GetNumberOfRows() > 0)
-    assert first_step(task) > 1
+    window.until(lambda: steps_with(task, "Loss"))
+    assert steps_with(task, "Loss")[0] > 1
     window.click(ui.stopButton)
     window.until(lambda: not panel.running)
     assert told(window) == "Done: keep the new model, or revert."

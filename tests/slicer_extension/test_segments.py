@@ -113,7 +113,7 @@ def test_surface_from_a_file_becomes_voxels(scene: Any):
     assert found[20, 25, 25] == 1
 
 
-def test_what_is_copied_is_stored_though_the_scene_has_changed(project: Any):
+def test_what_is_copied_is_stored_though_the_scene_has_changed(project: Any, logic: Any):
     array = noise(SHAPE)
     volume, node = add_volume(array, "oblique", "CT"), add_segmentation()
     voxels = np.zeros(SHAPE, np.uint8)
@@ -129,8 +129,8 @@ def test_what_is_copied_is_stored_though_the_scene_has_changed(project: Any):
     labels, vouched = project.corrections(reference).read(reference.bounds)
     np.testing.assert_array_equal(labels, voxels)
     assert vouched[voxels > 0].all()
-    opened, _ = Projects.open_corrections(project, reference)
-    np.testing.assert_array_equal(slicer.util.arrayFromVolume(opened), array)
+    task = logic.openCorrections(project, reference, waitForCompletion=True)
+    np.testing.assert_array_equal(slicer.util.arrayFromVolume(task.volumeNode), array)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32", "float64"])

@@ -14,6 +14,7 @@ from slicer.i18n import tr as _
 
 from TTTUNetLib import FineTuning, Forms, Projects, Results
 from TTTUNetLib.FineTuning import FinetuneTask
+from TTTUNetLib.Opening import OpeningTask
 from TTTUNetLib.Volumes import RequestError
 
 _SETTING = "TTTUNet/project"
@@ -51,6 +52,7 @@ class FineTunePanel:
     Attributes:
         project: `tttunet.projects.Project`; None if none is open.
         task: the training that runs; None if none does.
+        opening: the image that is being read; None if none is.
         result: the training that ended and is not decided, or was kept last; None if none.
     """
 
@@ -59,6 +61,7 @@ class FineTunePanel:
         self.project: Any = None
         self.task: FinetuneTask | None = None
         self.result: FinetuneTask | None = None
+        self.opening: OpeningTask | None = None
         self._before = ""  # the model to go back to, once the new one is kept
         self._kept = False
         self._interrupted = False  # there is a training to go on with
@@ -90,16 +93,17 @@ class FineTunePanel:
     @property
     def busy(self) -> bool:
         """A training runs, or a project is read or written."""
-        return self.running or self._busy
+        return self.running or self._busy or self.opening is not None
 
     def close(self) -> None:
         """Interrupt the training and close the project: the window or the engine goes away."""
         if self.task is not None:
             self.task.onFinished = None
             self.task.interrupt()
-        self.task = self.result = None
-        if self._working is not None:
-            self._working.join()  # what is being saved is saved
+        if self.opening is not None:
+            self.opening.onFinished = None
+            self.opening.cancel()
+        self.task = self.result = self.opening = None
         self._closeProject()
 
     def update(self) -> None:
@@ -159,9 +163,11 @@ class FineTunePanel:
         if not folder:
             self.say(_("Choose a folder for the project."))
             return
-        client, classes = self.host.logic.client, self._classes()
+        client, classes, closing = self.host.logic.client, self._classes(), self._working
 
         def open_or_create() -> Any:
+            if closing is not None:
+                closing.join()  # it may hold this project
             if not classes and not Path(folder).exists():
                 raise RequestError(
                     _("A new project needs classes."),
@@ -206,8 +212,20 @@ class FineTunePanel:
         self.ui.imageSelector.clear()
         self.ui.startSelector.clear()
         self.ui.projectLabel.text = self.ui.scoresLabel.text = ""
-        if project is not None:
+        if project is None:
+            return
+        if self._working is None or not self._working.is_alive():
             project.close()
+            return
+
+        def close(working: threading.Thread = self._working) -> None:
+            working.join()
+            project.close()
+
+        # The window goes at once. What is being saved is saved, even if the application ends:
+        # Python waits for this thread, which is no daemon.
+        self._working = threading.Thread(target=close, name="tttunet-close-project")
+        self._working.start()
 
     def _showProject(self) -> None:
         """Count what is right, in the background."""
@@ -309,13 +327,26 @@ class FineTunePanel:
         """Make nodes of an image of the project and its corrections."""
         reference = self.project.image(Forms.chosen(self.ui.imageSelector))
         try:
-            volume, segmentation = Projects.open_corrections(self.project, reference)
+            self.opening = self.host.logic.openCorrections(
+                self.project, reference, onFinished=self.onLoaded
+            )
         except RequestError as error:
             self.say(str(error))
             return
-        self.ui.inputSelector.setCurrentNode(volume)
-        self.ui.segmentationSelector.setCurrentNode(segmentation)
-        self.say(_("'{0}' and its corrections are loaded.").format(reference.name))
+        self.ui.finetuneLabel.text = _("Reading '{0}'").format(reference.name)
+        self.host.update()
+
+    def onLoaded(self, task: OpeningTask) -> None:
+        self.opening = None
+        if task.state == "done":
+            self.ui.inputSelector.setCurrentNode(task.volumeNode)
+            self.ui.segmentationSelector.setCurrentNode(task.segmentationNode)
+            said = _("'{0}' and its corrections are loaded.").format(task.reference.name)
+            self.say("\n".join([said, *task.problems]))
+        elif task.state == "failed":
+            self.say(task.error)
+            self.host.log(task.details)
+        self.host.update()
 
     # The training
 

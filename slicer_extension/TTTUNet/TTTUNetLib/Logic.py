@@ -21,16 +21,24 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
-from TTTUNetLib import Batches, FineTuning, Maps, Results
+from TTTUNetLib import Batches, FineTuning, Maps, Opening, Results
 from TTTUNetLib.Batches import FolderTask
 from TTTUNetLib.EngineClient import EngineClient, Mailbox, clean_environment
 from TTTUNetLib.FineTuning import FinetuneTask
 from TTTUNetLib.Installer import Environment, Installer
+from TTTUNetLib.Opening import OpeningTask
 from TTTUNetLib.Sequences import create_sequence, read_sequence
 from TTTUNetLib.Tasks import Task
 from TTTUNetLib.Volumes import RequestError, VolumeImage, box_of, read_volume
 
-__all__ = ["FinetuneTask", "FolderTask", "RequestError", "SegmentationTask", "TTTUNetLogic"]
+__all__ = [
+    "FinetuneTask",
+    "FolderTask",
+    "OpeningTask",
+    "RequestError",
+    "SegmentationTask",
+    "TTTUNetLogic",
+]
 
 _SEQUENCE = "vtkMRMLSequenceNode"
 #: Of the engine's result; the rest is the record.
@@ -295,6 +303,31 @@ class TTTUNetLogic:
                 `waitForCompletion` also if it failed.
         """
         task = FineTuning.resume(self.client, project, options or {}, **callbacks)
+        if waitForCompletion:
+            self._wait(task)
+        return task
+
+    def openCorrections(
+        self,
+        project: Any,
+        reference: Any,
+        *,
+        waitForCompletion: bool = False,
+        **callbacks: Any,
+    ) -> OpeningTask:
+        """Make a volume node and a segmentation node of an image of a project, whoever began it.
+
+        Args:
+            project: from `client.open_project`.
+            reference: one of `project.images`, a 3D image with one channel.
+            waitForCompletion: come back when it is done.
+            callbacks: `onProgress`, `onLog` and `onFinished` of the task.
+
+        Raises:
+            RequestError: the image is of another kind, or there is no engine; with
+                `waitForCompletion` also if its file is gone or lies elsewhere now.
+        """
+        task = Opening.open_corrections(self.client, self.mailbox, project, reference, **callbacks)
         if waitForCompletion:
             self._wait(task)
         return task

@@ -1,4 +1,4 @@
-"""Corrected segments in the project format that napari uses, and back.
+"""Corrected segments in the project format that napari uses; `Opening` is the way back.
 
 A project holds images, labels and what the user vouches for; `tttunet finetune` and the engine
 learn from it. `project` is a `tttunet.projects.Project`, see `EngineClient.open_project`.
@@ -19,7 +19,7 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
-from TTTUNetLib import Results, Segments
+from TTTUNetLib import Segments
 from TTTUNetLib.Volumes import RequestError, box_of, matrix_of, read_volume
 
 _MILLIMETERS = {"micrometer": 1e-3, "millimeter": 1.0, "": 1.0}
@@ -28,7 +28,7 @@ _RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
 _SAME_GRID = 1e-3
 _VOLUMES = "volumes"
 #: Attributes of a volume node that came out of a project: the image's id and checksum.
-_IMAGE_ID, _IMAGE_SHA256 = "TTTUNet.ProjectImage", "TTTUNet.ProjectImageSha256"
+IMAGE_ID, IMAGE_SHA256 = "TTTUNet.ProjectImage", "TTTUNet.ProjectImageSha256"
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,9 +161,9 @@ def read_corrections(
 ) -> Corrected:
     """Take from the scene what is to be put into a project; takes milliseconds.
 
-    A volume from `open_corrections` is the project's image, as long as it lies on its grid. Any
-    other one is saved in the project as it is in the scene: Slicer turns the slices of some files
-    round, so that the file it came from may have another order.
+    A volume that came out of the project is its image, as long as it lies on its grid. Any other
+    one is saved in the project as it is in the scene: Slicer turns the slices of some files round,
+    so that the file it came from may have another order.
 
     Args:
         project: open for writing.
@@ -235,7 +235,7 @@ def _image_of(project: Any, volume: Any) -> tuple[Any, int]:
     Returns:
         None and 1 if it came from elsewhere, or was resampled or cropped since.
     """
-    sign = (volume.GetAttribute(_IMAGE_ID), volume.GetAttribute(_IMAGE_SHA256))
+    sign = (volume.GetAttribute(IMAGE_ID), volume.GetAttribute(IMAGE_SHA256))
     for reference in project.images:
         shape = slicer.util.arrayFromVolume(volume).shape
         if (reference.id, reference.sha256) == sign and reference.label_shape == shape:
@@ -293,57 +293,8 @@ def _local_geometry(volume: Any) -> dict[str, Any]:
     }
 
 
-def open_corrections(project: Any, reference: Any) -> tuple[Any, Any]:
-    """A volume node and a segmentation node of an image of a project, whoever began it.
-
-    Args:
-        project: open.
-        reference: one of `project.images`, a 3D image with one channel.
-
-    Raises:
-        RequestError: the file is gone, or the image is of another kind.
-    """
-    from tttunet.errors import TTTUNetError
-
-    if reference.axes != "ZYX":
-        raise RequestError(
-            _("'{0}' has the axes {1}.").format(reference.name, reference.axes),
-            _("Slicer opens ZYX only."),
-        )
-    try:
-        path = project.path_of(reference)
-    except TTTUNetError as error:
-        raise RequestError(error.message, error.hint) from error
-    volume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", reference.name)
-    if reference.copied:
-        slicer.util.updateVolumeFromArray(volume, np.load(path, allow_pickle=False))
-        volume.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(_ijk_to_ras(reference)))
-    else:
-        storage = slicer.vtkMRMLVolumeArchetypeStorageNode()
-        storage.SetFileName(str(path))
-        storage.SetCenterImage(0)
-        if not storage.ReadData(volume):
-            slicer.mrmlScene.RemoveNode(volume)
-            raise RequestError(_("Slicer cannot read '{0}'.").format(path))
-    labels = project.corrections(reference).read(reference.bounds)[0]
-    step = _order_of_slices(reference, volume)
-    if step == 0 or labels.shape != slicer.util.arrayFromVolume(volume).shape:
-        slicer.mrmlScene.RemoveNode(volume)
-        raise RequestError(
-            _("'{0}' lies elsewhere than when it was corrected.").format(reference.name),
-            _("Put the old file back, or add the new one as another image."),
-        )
-    labels = np.ascontiguousarray(labels[::step])
-    volume.SetAttribute(_IMAGE_ID, reference.id)
-    volume.SetAttribute(_IMAGE_SHA256, reference.sha256)
-    classes = [{"value": value, "name": name} for value, name in project.classes.items()]
-    found = Results.summarise(labels)
-    wanted = Results.segment_labels(found.voxels, classes, project.task)
-    name = f"{reference.name} corrections"
-    return volume, Results.create_segmentation(volume, found.labels, wanted, name)
-
-
-def _ijk_to_ras(reference: Any) -> np.ndarray:
+def ijk_to_ras(reference: Any) -> np.ndarray:
+    """[4, 4] of a project's image, in the order of its own slices."""
     scale = _MILLIMETERS[reference.unit]
     direction = np.array(reference.direction)[::-1, ::-1]
     matrix = np.eye(4)
@@ -352,12 +303,18 @@ def _ijk_to_ras(reference: Any) -> np.ndarray:
     return matrix
 
 
+def turn_slices(ijk_to_ras: np.ndarray, count: int) -> np.ndarray:
+    """The matrix of a volume whose slices are in the opposite order."""
+    turned = ijk_to_ras.copy()
+    turned[:3, 3] += ijk_to_ras[:3, 2] * (count - 1)
+    turned[:3, 2] *= -1
+    return turned
+
+
 def _order_of_slices(reference: Any, volume: Any) -> int:
     """-1 if Slicer has turned the image's slices round, else 1; 0 if it lies elsewhere."""
-    wanted, there = _ijk_to_ras(reference), matrix_of(volume.GetIJKToRASMatrix)
-    turned = wanted.copy()
-    turned[:3, 3] += wanted[:3, 2] * (reference.label_shape[0] - 1)
-    turned[:3, 2] *= -1
+    wanted, there = ijk_to_ras(reference), matrix_of(volume.GetIJKToRASMatrix)
+    turned = turn_slices(wanted, reference.label_shape[0])
     tolerance = _SAME_GRID * min(volume.GetSpacing())
     for matrix, step in ((wanted, 1), (turned, -1)):
         if np.allclose(matrix, there, atol=tolerance):
