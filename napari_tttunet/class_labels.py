@@ -162,8 +162,8 @@ def pixel_size(layer: Any, axes: str) -> tuple[float, str]:
 
 
 def size_text(size: float, unit: str) -> str:
-    """`1234 ml`, `12.3 ml` or `0.0123 ml`."""
+    """`1234 ml`, `12.0 ml` or `0.0123 ml`."""
     if unit in ("voxels", "pixels"):
         return f"{round(size)} {unit}"
-    text = f"{size:.0f}" if size >= 100 else f"{size:.3g}"
+    text = f"{size:.0f}" if size >= 100 else f"{size:#.3g}"
     return f"{text} {unit}"

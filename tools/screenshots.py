@@ -187,8 +187,11 @@ class Stage:
         height, width = self.viewer.window._qt_viewer.canvas.size
         pairs = zip(layer.data.shape, layer.scale, strict=True)
         rows, columns = (size * scale for size, scale in pairs)
-        camera = getattr(self.viewer, "scene", self.viewer).camera
-        camera.zoom = max(height / rows, width / columns)
+        self.camera.zoom = max(height / rows, width / columns)
+
+    @property
+    def camera(self) -> Any:
+        return getattr(self.viewer, "scene", self.viewer).camera  # napari 0.9 and before
 
     def pause(self, seconds: float) -> None:
         from qtpy.QtWidgets import QApplication
@@ -248,6 +251,21 @@ def polyp(stage: Stage) -> None:
     labels.contour, labels.opacity = 2, 1.0
     stage.viewer.layers.remove(truth)
     stage.fill(labels)
+
+
+def volume(stage: Stage) -> None:
+    """Classes of a volume in 3D, with their names, colours and sizes."""
+    image, *_ = stage.viewer.open_sample(PLUGIN, "hippocampus")
+    for layer in list(stage.viewer.layers)[1:]:
+        stage.viewer.layers.remove(layer)
+    stage.viewer.layers.selection.active = image
+    dock = stage.open_dock("Segment")
+    dock._set_model("hippocampus-mr")
+    stage.segment(dock)
+    stage.viewer.dims.ndisplay = 3
+    image.rendering, image.opacity = "attenuated_mip", 0.5
+    stage.viewer.reset_view()
+    stage.camera.angles = (-25, 30, 120)
 
 
 def segment_progress(stage: Stage) -> None:
@@ -355,7 +373,7 @@ def finetune_result(stage: Stage) -> None:
 
 _ALL = (
     *(hero, segment_ready, segment, segment_progress, results, results_compared, batch, models),
-    *(finetune_correct, finetune_running, finetune_result, polyp),
+    *(finetune_correct, finetune_running, finetune_result, polyp, volume),
 )
 PICTURES: dict[str, Callable[[Stage], None]] = {one.__name__: one for one in _ALL}
 
