@@ -272,8 +272,13 @@ def test_the_smallest_limit_of_all_groups_around_counts(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="looks at /proc")
-def test_a_worker_with_a_real_limit_goes_down_or_refuses(engine: Engine, models):
+def test_a_worker_with_a_real_limit_goes_down_or_refuses(models):
     """Of its address space; the job after one that was refused works."""
+    with Engine(grace=10.0) as engine:  # of its own: what jobs before it left changes the room
+        limit_and_segment(engine, models)
+
+
+def limit_and_segment(engine: Engine, models) -> None:
     resource = pytest.importorskip("resource")
     model = models[2, "instance"]
     assert finish(engine.segment(noise((64, 64)), axes="YX", model=model)).kind == "done"
