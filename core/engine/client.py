@@ -254,7 +254,7 @@ class Engine(Lane):
         """Read an image of a project; waits for no training.
 
         `Done.result` has the voxels as `image`, with the shape of the reference, the `labels`,
-        and the `problems` that the project tells.
+        the `path` of the file, empty for a copy, and the `problems` that the project tells.
 
         Args:
             project: its folder.

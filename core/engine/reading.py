@@ -10,20 +10,18 @@ import numpy as np
 from tttunet.engine import exchange
 from tttunet.engine.messages import ReadImage
 from tttunet.engine.worker import Reporter
-from tttunet.projects import ImageReference, Project, ProjectError
+from tttunet.projects import SAME_GRID, ImageReference, Project, ProjectError
 
 if TYPE_CHECKING:
     from tttunet.imaging import Image
-
-#: Geometry may deviate by so much, in voxels: NIfTI headers have float32.
-_SAME_GRID = 1e-3
 
 
 def run_read_image(request: ReadImage, reporter: Reporter) -> dict[str, Any]:
     """Write the voxels and the labels of a project's image to the files that are named.
 
     Returns:
-        `problems`: what the project has to say, such as a file that has changed.
+        `problems`: what the project has to say, such as a file that has changed. `path`: where the
+        file is; empty for a copy in the project.
 
     Raises:
         TTTUNetError: there is no such project or image, or its file is gone, cannot be read, or
@@ -38,7 +36,8 @@ def run_read_image(request: ReadImage, reporter: Reporter) -> dict[str, Any]:
         exchange.write_array(Path(request.output), image.array, reporter.is_cancelled)
         labels, _ = project.corrections(reference).read(reference.bounds)
         exchange.write_array(Path(request.labels), labels, reporter.is_cancelled)
-        return {"problems": [*project.problems]}
+        path = "" if reference.copied else str(project.path_of(reference))
+        return {"problems": [*project.problems], "path": path}
 
 
 def _check_place(reference: ImageReference, path: Path) -> None:
@@ -46,7 +45,7 @@ def _check_place(reference: ImageReference, path: Path) -> None:
     from tttunet.imaging import load_image
 
     found, known = _place(load_image(path, reference.file_axes or None)), _place(reference)
-    tolerance = _SAME_GRID * min(reference.spacing)
+    tolerance = SAME_GRID * min(reference.spacing)
     if found.shape != known.shape or not np.allclose(found, known, atol=tolerance):
         raise ProjectError(
             f"'{reference.name}' lies elsewhere than when it was corrected.",

@@ -17,10 +17,11 @@ from tttunet.projects.findings import Finding, check, contradictions, describe
 from tttunet.projects.project import Project
 from tttunet.projects.regions import Region
 from tttunet.projects.sampling import Sample, samples
-from tttunet.projects.schema import Bounds, ImageReference, ProjectError
+from tttunet.projects.schema import SAME_GRID, Bounds, ImageReference, ProjectError
 from tttunet.projects.versions import Version
 
 __all__ = [
+    "SAME_GRID",
     "Autosaver",
     "Bounds",
     "Corrections",

@@ -23,6 +23,8 @@ FORMAT = "napari-tttunet project"
 VERSION = 1
 
 TASKS = ("instance", "semantic")
+#: The geometry of one image may deviate by so much, in voxels: NIfTI headers have float32.
+SAME_GRID = 1e-3
 #: Chunks of corrections along each axis: an edit of one slice costs one slice.
 CHUNK_YX, CHUNK_Z = 256, 16
 

@@ -39,6 +39,7 @@ def test_voxels_and_labels_arrive_and_torch_is_not_loaded(
     np.testing.assert_array_equal(found["image"], noise(SHAPE))
     np.testing.assert_array_equal(found["labels"], labels)
     assert found["problems"] == []
+    assert found["path"] == ("" if copy else str(path))
     loaded = Path(f"/proc/{engine.short_worker_pid}/maps")
     if loaded.exists():
         assert "libtorch" not in loaded.read_text()

@@ -410,7 +410,9 @@ def test_window_may_close_while_an_image_is_read(window: Window, tmp_path: Path)
     prepare(window, tmp_path / "livers")
     slicer.mrmlScene.Clear(0)
     window.click(window.ui.loadButton)
+    opening = window.widget.panel.opening
     window.widget.cleanup()
+    assert opening.state == "cancelled"
     for _ in range(20):
         window.widget.logic.mailbox.pump()
         time.sleep(0.05)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import traceback
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from TTTUNetLib import Projects, Results
 from TTTUNetLib.EngineClient import EngineClient, Mailbox
 from TTTUNetLib.Tasks import Task
 from TTTUNetLib.Volumes import RequestError
+
+#: Two ways to compute the same matrix may differ by so much, in voxels.
+_ROUNDING = 1e-9
 
 
 @dataclass(eq=False, kw_only=True)
@@ -49,8 +53,7 @@ class OpeningTask(Task):
 class _Arranged:
     """What becomes nodes, in the order of slices that Slicer has."""
 
-    voxels: np.ndarray
-    ijk_to_ras: np.ndarray
+    volume: Any  # in no scene yet
     labels: Results.LabelSummary
 
 
@@ -93,20 +96,40 @@ def open_corrections(
 
 def _arrange(reference: Any, result: dict[str, Any]) -> _Arranged:
     """Right-handed, as Slicer's own readers have it; may be called in any thread."""
-    voxels, labels, matrix = result["image"], result["labels"], Projects.ijk_to_ras(reference)
+    volume, labels = slicer.vtkMRMLScalarVolumeNode(), result["labels"]
+    volume.SetName(reference.name)
+    slicer.util.updateVolumeFromArray(volume, result["image"])
+    matrix = Projects.ijk_to_ras(reference)
+    _place(volume, matrix, Path(result["path"]))
+    volume.SetIJKCoordinateSystemToRightHanded()
     if np.linalg.det(matrix[:3, :3]) < 0:
-        voxels, labels = voxels[::-1], labels[::-1]
-        matrix = Projects.turn_slices(matrix, len(voxels))
-    found = Results.summarise(np.ascontiguousarray(labels))
-    return _Arranged(np.ascontiguousarray(voxels), matrix, found)
+        labels = labels[::-1]
+    return _Arranged(volume, Results.summarise(np.ascontiguousarray(labels)))
+
+
+def _place(volume: Any, ijk_to_ras: np.ndarray, path: Path) -> None:
+    """Give a volume its matrix: what Slicer makes of the header of its file, to the last bit.
+
+    Slicer has another opinion of some files, such as TIFF; then the engine's counts.
+    """
+    if path.is_file():
+        reader = slicer.vtkITKArchetypeImageSeriesScalarReader()
+        reader.SetArchetype(str(path))
+        reader.SetSingleFile(1)
+        reader.SetUseNativeOriginOn()
+        reader.SetDesiredCoordinateOrientationToNative()
+        reader.UpdateInformation()
+        header = reader.GetRasToIjkMatrix()
+        both_ways = slicer.util.arrayFromVTKMatrix(header) @ ijk_to_ras
+        if np.allclose(both_ways, np.eye(4), rtol=0, atol=_ROUNDING):
+            volume.SetRASToIJKMatrix(header)
+            return
+    volume.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(ijk_to_ras))
 
 
 def _show(task: OpeningTask, found: _Arranged) -> None:
     project, reference = task.project, task.reference
-    volume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", reference.name)
-    task.volumeNode = volume
-    slicer.util.updateVolumeFromArray(volume, found.voxels)
-    volume.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(found.ijk_to_ras))
+    volume = task.volumeNode = slicer.mrmlScene.AddNode(found.volume)
     volume.SetAttribute(Projects.IMAGE_ID, reference.id)
     volume.SetAttribute(Projects.IMAGE_SHA256, reference.sha256)
     classes = [{"value": value, "name": name} for value, name in project.classes.items()]

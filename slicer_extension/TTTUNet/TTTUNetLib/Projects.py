@@ -24,8 +24,6 @@ from TTTUNetLib.Volumes import RequestError, box_of, matrix_of, read_volume
 
 _MILLIMETERS = {"micrometer": 1e-3, "millimeter": 1.0, "": 1.0}
 _RAS_TO_LPS = np.array([-1.0, -1.0, 1.0])
-#: Geometry may deviate by so much, in voxels: NIfTI headers have float32.
-_SAME_GRID = 1e-3
 _VOLUMES = "volumes"
 #: Attributes of a volume node that came out of a project: the image's id and checksum.
 IMAGE_ID, IMAGE_SHA256 = "TTTUNet.ProjectImage", "TTTUNet.ProjectImageSha256"
@@ -313,9 +311,11 @@ def turn_slices(ijk_to_ras: np.ndarray, count: int) -> np.ndarray:
 
 def _order_of_slices(reference: Any, volume: Any) -> int:
     """-1 if Slicer has turned the image's slices round, else 1; 0 if it lies elsewhere."""
+    from tttunet.projects import SAME_GRID
+
     wanted, there = ijk_to_ras(reference), matrix_of(volume.GetIJKToRASMatrix)
     turned = turn_slices(wanted, reference.label_shape[0])
-    tolerance = _SAME_GRID * min(volume.GetSpacing())
+    tolerance = SAME_GRID * min(volume.GetSpacing())
     for matrix, step in ((wanted, 1), (turned, -1)):
         if np.allclose(matrix, there, atol=tolerance):
             return step
