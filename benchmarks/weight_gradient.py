@@ -37,8 +37,8 @@ def _problem(batch: int, channels: int, size: tuple[int, ...], outputs: int) -> 
 
 def ours(*shape: Any) -> Callable[[], np.ndarray]:
     x, grad = _problem(*shape)
-    depth = 3 if x.ndim == 5 else 1
-    return lambda: weight_gradient(x, grad, depth).numpy().reshape(shape[3], -1)
+    kernel, ones = [3] * (x.ndim - 2), [1] * (x.ndim - 2)
+    return lambda: weight_gradient(x, grad, kernel, ones, ones).numpy().reshape(shape[3], -1)
 
 
 def plain(*shape: Any) -> Callable[[], np.ndarray]:

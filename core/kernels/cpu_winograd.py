@@ -197,9 +197,9 @@ class _Strip:
     Attributes:
         z, row: the first output slice and the first row of tiles.
         reach: slices that the kernel needs before and after.
-        padded: [4 rows + 2, 4 columns + 2, C], a slice's inputs with the padding.
-        gathered: [36, tiles of a slice, C], the inputs of its tiles.
-        inputs: [36, slices + 2 reach, tiles of a slice, C], transformed.
+        padded: [slices + 2 reach, 4 rows + 2, 4 columns + 2, C], the inputs with the padding.
+        gathered: [36, slices + 2 reach, tiles of a slice, C], the inputs of the tiles.
+        inputs: the same, transformed.
         mixed: [36, slices, tiles of a slice, outputs].
         results: [16, the same].
     """
@@ -209,35 +209,35 @@ class _Strip:
         self.rows, self.columns = rows, -(-width // OUT)
         self.slices, self.reach = slices, reach
         tiles = rows * self.columns
-        self.padded = x.new_zeros(OUT * rows + 2, OUT * self.columns + 2, channels)
-        self.gathered = x.new_empty(IN * IN, tiles, channels)
-        self.inputs = x.new_empty(IN * IN, slices + 2 * reach, tiles, channels)
+        needed = slices + 2 * reach
+        self.padded = x.new_zeros(needed, OUT * rows + 2, OUT * self.columns + 2, channels)
+        self.gathered = x.new_empty(IN * IN, needed, tiles, channels)
+        self.inputs = torch.empty_like(self.gathered)
         self.mixed = x.new_empty(IN * IN, slices, tiles, outputs)
         self.results = x.new_empty(OUT * OUT, slices, tiles, outputs)
 
     def read(self, x: Tensor, first: int, row: int) -> None:
         """Transform what the outputs from slice `first` and row `row` of tiles on need."""
         depth, height, width, channels = x.shape
-        above = OUT * row - 1
-        top, bottom = max(above, 0), min(above + len(self.padded), height)
-        self.padded[: top - above] = 0
-        self.padded[bottom - above :] = 0
-        down, right, _ = self.padded.stride()
+        count, tall = self.padded.shape[:2]
+        low, above = first - self.reach, OUT * row - 1
+        near, far = max(low, 0), min(low + count, depth)
+        top, bottom = max(above, 0), min(above + tall, height)
+        inside = self.padded[near - low : far - low]
+        inside[:, top - above : bottom - above, 1 : width + 1] = x[near:far, top:bottom]
+        # What lies outside of the map; the columns there were never anything but zero.
+        inside[:, : top - above] = 0
+        inside[:, bottom - above :] = 0
+        self.padded[: near - low] = 0
+        self.padded[far - low :] = 0
+        deep, down, right, _ = self.padded.stride()
         windows = self.padded.as_strided(
-            (IN, IN, self.rows, self.columns, channels), (down, right, OUT * down, OUT * right, 1)
+            (IN, IN, count, self.rows, self.columns, channels),
+            (down, right, deep, OUT * down, OUT * right, 1),
         )
-        for n in range(self.inputs.shape[1]):
-            z = first - self.reach + n
-            if not 0 <= z < depth:
-                self.inputs[:, n] = 0
-                continue
-            self.padded[top - above : bottom - above, 1 : width + 1] = x[z, top:bottom]
-            self.gathered.view(windows.shape).copy_(windows)
-            torch.mm(
-                _squared(_INPUT_MAP, x.dtype),
-                self.gathered.flatten(1),
-                out=self.inputs[:, n].flatten(1),
-            )
+        self.gathered.view(windows.shape).copy_(windows)
+        matrix = _squared(_INPUT_MAP, x.dtype)
+        torch.mm(matrix, self.gathered.flatten(1), out=self.inputs.flatten(1))
 
     def mix(self, transformed: Tensor, bias: Tensor | None) -> None:
         """Multiply with the transformed weights, summed over the taps along the depth axis."""

@@ -78,15 +78,16 @@ class _FasterOnCPUs:
     weight: Any
     bias: Any
     stride: Any
+    padding: Any
     groups: int
 
     def forward(self, x: Tensor, add_bias: bool = True) -> Tensor:
-        bias = self.bias if add_bias else None
-        plain = self.groups == 1 and all(step == 1 for step in self.stride)
-        if plain and cpu_winograd.pays(x, self.weight):
+        bias, whole = self.bias if add_bias else None, self.groups == 1
+        if whole and set(self.stride) == {1} and cpu_winograd.pays(x, self.weight):
             return cpu_winograd.convolution(x, self.weight, bias)
-        if plain and cpu_weight_gradient.pays(x, self.weight):
-            return cpu_weight_gradient.convolution(x, self.weight, bias)
+        if whole and cpu_weight_gradient.pays(x, self.weight):
+            arguments = self.stride, self.padding
+            return cpu_weight_gradient.convolution(x, self.weight, bias, *arguments)
         return self._conv_forward(x, self.weight, bias)  # type: ignore[attr-defined]
 
     def before_norm(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -125,7 +126,10 @@ class _MatrixProduct:
         if x.device.type != "cpu" or not rows.is_contiguous() or torch.jit.is_tracing():
             return self._conv_forward(x, self.weight, bias)  # type: ignore[attr-defined]
         rows = rows[(slice(None), *(slice(None, None, step) for step in self.stride))]
-        return F.linear(rows, self.weight.flatten(1), bias).movedim(-1, 1)
+        # A product and not F.linear: of so few inputs' gradients MKL makes the slow one there.
+        flat, matrix = rows.flatten(0, -2), self.weight.flatten(1).t()
+        y = flat @ matrix if bias is None else torch.addmm(bias, flat, matrix)
+        return y.view(*rows.shape[:-1], -1).movedim(-1, 1)
 
 
 class PointwiseConv2d(_MatrixProduct, nn.Conv2d):

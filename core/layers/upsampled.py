@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tttunet.kernels import cpu_winograd
+from tttunet.kernels import cpu_weight_gradient, cpu_winograd
 
 _CONVOLVE = {4: F.conv2d, 5: F.conv3d}
 #: Weights of the taps on the small map, [phase][tap][tap of the kernel].
@@ -63,12 +63,18 @@ def convolve_upsampled(
     own = low.shape[1]
     folded = _fold(weight[:, :own], factors)
     padding = [1 if f == 2 else k // 2 for f, k in zip(factors, kernel, strict=True)]
-    convolve = _CONVOLVE[low.ndim]
-    parts = convolve(low, folded, None, 1, padding)
+    parts = _convolve(low, folded, padding)
     if skip is None:
         return _interleave(parts, low.shape[2:], factors, None)
-    y = convolve(skip, weight[:, own:], None, 1, [k // 2 for k in kernel])
+    y = _convolve(skip, weight[:, own:], [k // 2 for k in kernel])
     return _interleave(parts, low.shape[2:], factors, y)
+
+
+def _convolve(x: Tensor, weight: Tensor, padding: list[int]) -> Tensor:
+    if cpu_weight_gradient.pays(x, weight):
+        ones = [1] * len(padding)
+        return cpu_weight_gradient.convolution(x, weight, None, ones, padding)
+    return _CONVOLVE[x.ndim](x, weight, None, 1, padding)
 
 
 def project_upsampled(
