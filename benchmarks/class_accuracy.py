@@ -44,7 +44,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("models", nargs="+")
-    parser.add_argument("--tolerance", type=float, default=1.0, help="of the surface Dice, in mm")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1.0,
+        help="of the surface Dice, in mm; in pixels for images without a size",
+    )
     parser.add_argument("--record", action="store_true", help="write the result")
     options = parser.parse_args()
     dataset = open_dataset(options.dataset)
@@ -67,7 +72,7 @@ def main() -> None:
             "dataset": dataset.title,
             "split": "val (used to choose the checkpoint)",
             "images": len(cases),
-            "tolerance_mm": options.tolerance,
+            "tolerance": options.tolerance,
             "models": list(rows.values()),
         }
         write_result(f"class_accuracy_{options.dataset.name}", result)

@@ -38,6 +38,14 @@ def hippocampus() -> list[LayerData]:
     return _sample("hippocampus.nii.gz")
 
 
+def ct_liver() -> list[LayerData]:
+    return _sample("ct_liver.png")
+
+
+def mr_kidney() -> list[LayerData]:
+    return _sample("mr_kidney.png")
+
+
 def _sample(file: str) -> list[LayerData]:
     from tttunet.imaging import image_stem, load_image, load_labels
 

@@ -33,7 +33,11 @@ def test_the_demo_segments_the_samples(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("model", "sample", "least"),
-    [("polyp", "colonoscopy_polyp.png", 0.85), ("hippocampus-mr", "hippocampus.nii.gz", 0.8)],
+    [
+        ("polyp", "colonoscopy_polyp.png", 0.85),
+        ("hippocampus-mr", "hippocampus.nii.gz", 0.8),
+        ("liver-ct", "ct_liver.png", 0.85),
+    ],
 )
 def test_models_of_classes_segment_their_sample(model: str, sample: str, least: float):
     """Nobody trained on these."""
@@ -46,7 +50,7 @@ def test_models_of_classes_segment_their_sample(model: str, sample: str, least: 
 
 def test_models_are_small_and_say_what_they_come_from():
     shipped = [entry.name for entry in list_models() if entry.origin == "shipped"]
-    assert {"nuclei", "polyp", "hippocampus-mr"} <= set(shipped)
+    assert {"nuclei", "polyp", "hippocampus-mr", "liver-ct"} <= set(shipped)
     for name in shipped:
         config = load_model(name).config
         assert config.weights is not None
