@@ -37,6 +37,7 @@ def test_the_demo_segments_the_samples(tmp_path: Path):
         ("polyp", "colonoscopy_polyp.png", 0.85),
         ("hippocampus-mr", "hippocampus.nii.gz", 0.8),
         ("liver-ct", "ct_liver.png", 0.85),
+        ("kidney-mr", "mr_kidney.png", 0.8),
     ],
 )
 def test_models_of_classes_segment_their_sample(model: str, sample: str, least: float):
@@ -50,7 +51,7 @@ def test_models_of_classes_segment_their_sample(model: str, sample: str, least: 
 
 def test_models_are_small_and_say_what_they_come_from():
     shipped = [entry.name for entry in list_models() if entry.origin == "shipped"]
-    assert {"nuclei", "polyp", "hippocampus-mr", "liver-ct"} <= set(shipped)
+    assert {"nuclei", "polyp", "hippocampus-mr", "liver-ct", "kidney-mr"} <= set(shipped)
     for name in shipped:
         config = load_model(name).config
         assert config.weights is not None

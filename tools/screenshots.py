@@ -253,6 +253,21 @@ def polyp(stage: Stage) -> None:
     stage.fill(labels)
 
 
+def organs(stage: Stage) -> None:
+    """Liver and kidneys in slices, side by side."""
+    dock = stage.open_dock("Segment")
+    for sample, model in (("ct_liver", "liver-ct"), ("mr_kidney", "kidney-mr")):
+        _, truth = stage.open_sample(sample)
+        stage.viewer.layers.remove(truth)
+        dock._set_model(model)
+        labels = stage.segment(dock)
+        labels.contour, labels.opacity = 2, 1.0
+    for layer in list(stage.viewer.layers)[:2]:
+        layer.scale = (2, 2)  # 256 pixels beside 512
+    stage.viewer.grid.enabled, stage.viewer.grid.stride = True, 2
+    stage.viewer.reset_view()
+
+
 def volume(stage: Stage) -> None:
     """Classes of a volume in 3D, with their names, colours and sizes."""
     image, *_ = stage.viewer.open_sample(PLUGIN, "hippocampus")
@@ -373,7 +388,7 @@ def finetune_result(stage: Stage) -> None:
 
 _ALL = (
     *(hero, segment_ready, segment, segment_progress, results, results_compared, batch, models),
-    *(finetune_correct, finetune_running, finetune_result, polyp, volume),
+    *(finetune_correct, finetune_running, finetune_result, polyp, organs, volume),
 )
 PICTURES: dict[str, Callable[[Stage], None]] = {one.__name__: one for one in _ALL}
 

@@ -18,7 +18,7 @@ import pytest
 from napari_tttunet.model_card import card_html
 from served import served
 
-SHIPPED_NAMES = ("hippocampus-mr", "liver-ct", "nuclei", "polyp")
+SHIPPED_NAMES = ("hippocampus-mr", "kidney-mr", "liver-ct", "nuclei", "polyp")
 SHIPPED = Path(__file__).resolve().parents[2] / "resources" / "models" / "nuclei"
 #: Longer than anything takes, on a busy machine too.
 PATIENCE = 120_000
