@@ -1,4 +1,4 @@
-"""What the application sets up and the package `slicer-core` does not: scene, logics, cache, texts.
+"""What the application sets up and the package `slicer-core` does not: scene, logics, cache, names.
 
 To be imported before TTTUNetLib.
 """
@@ -11,11 +11,13 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import slicer
+import slicer_core.vtkITK
 
 _texts = ModuleType("slicer.i18n")
 _texts.tr = lambda text: text  # type: ignore[attr-defined]
 _texts.translate = lambda context, text: text  # type: ignore[attr-defined]
 sys.modules[_texts.__name__] = _texts
+sys.modules["vtkITK"] = slicer_core.vtkITK  # is at the top in the application
 
 
 def set_up(cache_folder: Path) -> Any:

@@ -115,7 +115,16 @@ def test_broken_pictures_and_forms_are_found(tool: Any, copy: Path):
 
 
 def test_slicers_python_needs_nothing_but_numpy():
-    allowed = {*sys.stdlib_module_names, "numpy", "slicer", "vtk", "qt", "ctk", "SampleData"}
+    allowed = {
+        *sys.stdlib_module_names,
+        "numpy",
+        "slicer",
+        "vtk",
+        "vtkITK",
+        "qt",
+        "ctk",
+        "SampleData",
+    }
     allowed |= {"TTTUNetLib", "tttunet"}  # tttunet is read from the worker's environment
     found = {
         f"{path.name}: {name}"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import slicer
+import vtkITK
 from slicer.i18n import tr as _
 
 from TTTUNetLib import Projects, Results
@@ -113,7 +114,7 @@ def _place(volume: Any, ijk_to_ras: np.ndarray, path: Path) -> None:
     Slicer has another opinion of some files, such as TIFF; then the engine's counts.
     """
     if path.is_file():
-        reader = slicer.vtkITKArchetypeImageSeriesScalarReader()
+        reader = vtkITK.vtkITKArchetypeImageSeriesScalarReader()
         reader.SetArchetype(str(path))
         reader.SetSingleFile(1)
         reader.SetUseNativeOriginOn()
