@@ -29,8 +29,8 @@ def startable(entries: Sequence[dict[str, Any]], project: Project) -> list[tuple
 
     Args:
         entries: of the library.
-        project: its own models come first, the newest at the top. Models for another scale than
-            that of its images are left out.
+        project: its own models come first, the newest at the top, then those of its task. Models
+            for another scale than that of its images are left out.
     """
     own = [
         (f"{version.name} (of this project)", f"models/{version.name}")
@@ -40,7 +40,7 @@ def startable(entries: Sequence[dict[str, Any]], project: Project) -> list[tuple
     units = {image.unit for image in project.images}
     kept = [
         (f"{entry['name']} \N{MIDDLE DOT} {entry['title'] or entry['task']}", entry["name"])
-        for entry in entries
+        for entry in sorted(entries, key=lambda entry: entry["task"] != project.task)
         if entry["error"] is None and entry["dim"] == project.dim and entry["name"] not in names
         if not units or any(fits_scale(entry, unit) for unit in units)
     ]
