@@ -129,7 +129,7 @@ class _MatrixProduct:
         # A product and not F.linear: of so few inputs' gradients MKL makes the slow one there.
         flat, matrix = rows.flatten(0, -2), self.weight.flatten(1).t()
         y = flat @ matrix if bias is None else torch.addmm(bias, flat, matrix)
-        return y.view(*rows.shape[:-1], -1).movedim(-1, 1)
+        return y.view(*rows.shape[:-1], y.shape[-1]).movedim(-1, 1)
 
 
 class PointwiseConv2d(_MatrixProduct, nn.Conv2d):
