@@ -10,8 +10,11 @@ and without its TTT layers, are scored on the same images.
 from __future__ import annotations
 
 import argparse
+import re
 import tempfile
+from collections import defaultdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from record import write_result
@@ -23,8 +26,13 @@ from tttunet.models.model import Model, load_model
 from tttunet.training.dataset import Case, open_dataset
 
 
-def score(model: Model, cases: list[Case], tolerance: float) -> dict[str, Any]:
-    """The summary of `tttunet.evaluation.report.Report`, with the seconds per image."""
+def score(
+    model: Model, cases: list[Case], tolerance: float, patient: str | None = None
+) -> dict[str, Any]:
+    """The summary of `tttunet.evaluation.report.Report`, with the seconds per image.
+
+    `patient`: see `dice_of_patients`, which is added.
+    """
     seconds = 0.0
     with tempfile.TemporaryDirectory() as folder:
         found, truth = Path(folder, "found"), Path(folder, "truth")
@@ -36,8 +44,33 @@ def score(model: Model, cases: list[Case], tolerance: float) -> dict[str, Any]:
             ending = "".join(case.label.suffixes)
             save_labels(found / f"{case.name}.nii.gz", result.labels, result.image)
             (truth / f"{case.name}{ending}").symlink_to(case.label.resolve())
-        summary = evaluate(found, truth, "semantic", tolerance=tolerance).summary
+        report = evaluate(found, truth, "semantic", tolerance=tolerance)
+    summary = report.summary
+    if patient is not None:
+        summary |= dice_of_patients(report.cases, patient)
     return {**summary, "seconds_per_image": round(seconds / len(cases), 2)}
+
+
+def dice_of_patients(cases: list[dict[str, Any]], pattern: str) -> dict[str, Any]:
+    """Dice of all slices of a patient together, as a volume is scored: mean over the patients.
+
+    Args:
+        cases: of the report.
+        pattern: regular expression; its first group in a case's name is the patient.
+
+    Raises:
+        SystemExit: a name does not match.
+    """
+    sizes: dict[tuple[str, int], list[int]] = defaultdict(lambda: [0, 0])
+    for case in cases:
+        if not (match := re.search(pattern, case["case"])):
+            raise SystemExit(f"{case['case']} does not match {pattern}.")
+        for row in case["classes"]:
+            both = sizes[match[1], row["label"]]
+            both[0] += 2 * row["intersection"]
+            both[1] += row["pred_size"] + row["truth_size"]
+    scores = [overlap / size for overlap, size in sizes.values() if size]
+    return {"patients": len({name for name, _ in sizes}), "dice_of_patients": fmean(scores)}
 
 
 def main() -> None:
@@ -49,6 +82,11 @@ def main() -> None:
         type=float,
         default=1.0,
         help="of the surface Dice, in mm; in pixels for images without a size",
+    )
+    parser.add_argument(
+        "--patient",
+        metavar="REGEX",
+        help="also score the slices of a patient together; the first group is who it is",
     )
     parser.add_argument("--record", action="store_true", help="write the result")
     options = parser.parse_args()
@@ -64,7 +102,7 @@ def main() -> None:
                 key: model.config.card.training.get(key)
                 for key in ("steps", "minutes", "train_images", "parameters", "precision")
             },
-            **score(model, cases, options.tolerance),
+            **score(model, cases, options.tolerance, options.patient),
         }
         print(name, rows[name])
     if options.record:

@@ -3,10 +3,12 @@
 Ours is what `tttunet segment` runs: it takes OpenVINO for a part of the network where that is
 installed and faster; `without openvino` is the same in PyTorch alone.
 
-Same weights, same input, same threads. ONNX Runtime and OpenVINO run the convolutional part, with
-the identity for the TTT layers, and then our TTT layers on inputs of the right shapes: nothing is
-counted for the way between them. OpenVINO is told to compute in fp32; on CPUs with bf16 it would
-not by itself.
+Same weights, same input, same threads. ONNX Runtime and OpenVINO run the whole network, exported to
+ONNX with the mini-batches of its TTT layers one after the other; its output is that of PyTorch. For
+TTT-UNet_Enc that is 50,000 nodes, and OpenVINO needs minutes to load them.
+`openvino, convolutions` is a bound, no way to get the output: the network with the identity for its
+TTT layers, and then our TTT layers on inputs of the right shapes, with nothing counted for the way
+between them. OpenVINO is told to compute in fp32; on CPUs with bf16 it would not by itself.
 """
 
 from __future__ import annotations
@@ -29,12 +31,13 @@ from tttunet.networks.config import uniform_config
 FEATURES = (32, 64, 128, 256, 320)
 #: Largest difference to plain PyTorch, relative to the range of the output.
 TOLERANCE = 1e-3
-PEERS = {
-    "without openvino": None,
-    "plain": None,
-    "onnxruntime": "onnxruntime",
-    "openvino": "openvino",
+#: Other engines: the package, and whether the TTT layers are in the exported network.
+ENGINES = {
+    "onnxruntime": ("onnxruntime", True),
+    "openvino": ("openvino", True),
+    "openvino, convolutions": ("openvino", False),
 }
+PEERS = ("without openvino", "plain", *ENGINES)
 
 
 def cases() -> dict[str, tuple[NetworkConfig, tuple[int, ...]]]:
@@ -138,16 +141,37 @@ def plain_without_ttt(case: str) -> Callable[[], np.ndarray]:
     return _forward(*make_network(case, ttt=False))
 
 
-def onnxruntime(case: str, path: str, threads: int) -> Callable[[], np.ndarray]:
+def exported(case: str, path: str, ttt: bool) -> Callable[[], None]:
+    """Writes the network of a case as ONNX."""
+    from plain_network import use_plain_operators
+
+    use_plain_operators()
+    network, x = make_network(case, ttt=ttt)
+    torch.onnx.export(
+        network, (x,), path, dynamo=False, opset_version=17, input_names=["x"], output_names=["y"]
+    )
+    return lambda: None
+
+
+def by_engine(case: str, name: str, path: str, threads: int) -> Callable[[], np.ndarray]:
+    engine, ttt = ENGINES[name]
+    run = {"onnxruntime": _onnxruntime, "openvino": _openvino}[engine](path, threads)
+    if not ttt:
+        return _with_ttt(case, run)
+    x = make_network(case)[1].numpy()
+    return lambda: np.asarray(run(x))
+
+
+def _onnxruntime(path: str, threads: int) -> Callable[[np.ndarray], Any]:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return _with_ttt(case, lambda x: session.run(None, {"x": x})[0])
+    return lambda x: session.run(None, {"x": x})[0]
 
 
-def openvino(case: str, path: str, threads: int) -> Callable[[], np.ndarray]:
+def _openvino(path: str, threads: int) -> Callable[[np.ndarray], Any]:
     import openvino as ov
 
     settings = {
@@ -156,7 +180,7 @@ def openvino(case: str, path: str, threads: int) -> Callable[[], np.ndarray]:
         "PERFORMANCE_HINT": "LATENCY",
     }
     compiled = ov.Core().compile_model(path, "CPU", settings)
-    return _with_ttt(case, lambda x: compiled(x)[0])
+    return lambda x: compiled(x)[0]
 
 
 def _forward(
@@ -194,16 +218,6 @@ def _with_ttt(case: str, convolutions: Callable[[np.ndarray], Any]) -> Callable[
     return run
 
 
-def export(case: str, folder: Path) -> str:
-    """The convolutional part as ONNX."""
-    network, x = make_network(case, ttt=False)
-    path = str(folder / f"{case}.onnx")
-    torch.onnx.export(
-        network, (x,), path, dynamo=False, opset_version=17, input_names=["x"], output_names=["y"]
-    )
-    return path
-
-
 def difference(actual: np.ndarray, expected: np.ndarray) -> float:
     """Largest difference, relative to the range of `expected`."""
     return float(np.abs(actual - expected).max() / (expected.max() - expected.min()))
@@ -220,25 +234,23 @@ def measure(case: str, peers: list[str], rounds: int, threads: int) -> dict[str,
     if errors["ours"] > TOLERANCE:
         raise SystemExit(f"{case}: our output differs from plain PyTorch's by {errors['ours']:.1e}")
     with tempfile.TemporaryDirectory() as folder:
-        path, expected = "", None
         for name in peers:
-            module = PEERS[name]
             if name == "plain":
                 running[name] = eager
                 continue
-            if module is None:
+            if name == "without openvino":
                 running[name] = Peer(without_openvino, case, threads=threads)
                 errors[name] = difference(running[name].result, eager.result)
                 continue
-            if find_spec(module) is None or find_spec("onnx") is None:
-                skipped[name] = f"{module} (with onnx) is not installed"
+            engine, ttt = ENGINES[name]
+            if find_spec(engine) is None or find_spec("onnx") is None:
+                skipped[name] = f"{engine} (with onnx) is not installed"
                 continue
-            if expected is None:
-                path = export(case, Path(folder))
-                reference = Peer(plain_without_ttt, case, threads=threads)
-                expected = reference.result
-                reference.close()
-            running[name] = Peer(globals()[name], case, path, threads, threads=threads)
+            path = Path(folder, "ttt.onnx" if ttt else "convolutions.onnx")
+            if not path.exists():
+                Peer(exported, case, str(path), ttt, threads=threads).close()
+            running[name] = Peer(by_engine, case, name, str(path), threads, threads=threads)
+            expected = eager.result if ttt else _result_without_ttt(case, threads)
             errors[name] = difference(running[name].result, expected)
         everyone = [mine, *running.values()]
         run_in_turns(everyone, rounds)
@@ -260,6 +272,12 @@ def measure(case: str, peers: list[str], rounds: int, threads: int) -> dict[str,
             for name, peer in running.items()
         },
     }
+
+
+def _result_without_ttt(case: str, threads: int) -> np.ndarray:
+    reference = Peer(plain_without_ttt, case, threads=threads)
+    reference.close()
+    return reference.result
 
 
 def table(results: list[dict[str, Any]], rounds: int) -> str:

@@ -29,8 +29,9 @@ def startable(entries: Sequence[dict[str, Any]], project: Project) -> list[tuple
 
     Args:
         entries: of the library.
-        project: its own models come first, the newest at the top, then those of its task. Models
-            for another scale than that of its images are left out.
+        project: its own models come first, the newest at the top, then those of its task and, among
+            these, those that read colours if its images have them. Models for another scale than
+            that of its images are left out.
     """
     own = [
         (f"{version.name} (of this project)", f"models/{version.name}")
@@ -38,9 +39,14 @@ def startable(entries: Sequence[dict[str, Any]], project: Project) -> list[tuple
     ]
     names = {version.name for version in project.versions}
     units = {image.unit for image in project.images}
+    colours = any(image.rgb for image in project.images)
+
+    def differs(entry: dict[str, Any]) -> tuple[bool, bool]:
+        return entry["task"] != project.task, (entry.get("channels") == "rgb") != colours
+
     kept = [
         (f"{entry['name']} \N{MIDDLE DOT} {entry['title'] or entry['task']}", entry["name"])
-        for entry in sorted(entries, key=lambda entry: entry["task"] != project.task)
+        for entry in sorted(entries, key=differs)
         if entry["error"] is None and entry["dim"] == project.dim and entry["name"] not in names
         if not units or any(fits_scale(entry, unit) for unit in units)
     ]
