@@ -23,7 +23,7 @@ from tttunet.networks.ttt_unet import NearestUpsample, TTTUNet
 Node = Any
 NO_PADDING = (0, 0, 0)
 #: Channels, by spatial axes, from which on our convolutions are faster (see `cpu_winograd`).
-DEEP_CHANNELS = {2: 256, 3: 128}
+DEEP_CHANNELS = {2: 128, 3: 64}
 
 
 class _Module(ov.Op):

@@ -21,7 +21,7 @@ from tttunet.kernels import cpu_winograd
 #: Values of a gathered strip: larger ones leave the cache, smaller ones make short products.
 STRIP_VALUES = 1 << 19
 #: Channels, by the kernel's depth, from which on Winograd's multiplications are fewer and faster.
-WINOGRAD_CHANNELS = {1: 64, 3: 32}
+WINOGRAD_CHANNELS = {1: 32, 3: 16}
 #: Kernels without their depth axis, and along it.
 _ROWS, _DEPTHS = ((2, 2), (3, 3)), (1, 2, 3)
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}

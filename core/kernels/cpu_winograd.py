@@ -22,7 +22,7 @@ OUT, IN = 4, 6
 #: Values of one transformed strip of tiles; it stays in the cache between the three steps.
 STRIP_VALUES = 32768 * IN * IN
 #: Fewer channels do not pay for the two maps; the depth axis shares them.
-MIN_CHANNELS = {(3, 3): 128, (1, 3, 3): 128, (3, 3, 3): 64}
+MIN_CHANNELS = {(3, 3): 64, (1, 3, 3): 64, (3, 3, 3): 32}
 #: Fewer tiles do not pay for reading the transformed weights, which are four times as large.
 MIN_TILES = 48
 
@@ -54,11 +54,37 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 @functools.cache
+def _matrix(rows: tuple[tuple[float, ...], ...], dtype: torch.dtype) -> Tensor:
+    """The map along one axis of a tile."""
+    with torch.inference_mode(False):
+        return torch.tensor(rows, dtype=dtype)
+
+
+@functools.cache
 def _squared(rows: tuple[tuple[float, ...], ...], dtype: torch.dtype) -> Tensor:
     """The map along both axes of a tile as one matrix."""
     with torch.inference_mode(False):
-        matrix = torch.tensor(rows, dtype=torch.float64)
+        matrix = _matrix(rows, torch.float64)
         return torch.kron(matrix, matrix).to(dtype).contiguous()
+
+
+def _map_tiles(matrix: Tensor, tiles: Tensor, halfway: Tensor, out: Tensor) -> None:
+    """Apply a map along one axis of all tiles, then along the other.
+
+    Two products of this size are faster than one with the map's square, and batches of them, with
+    contiguous results, do not depend on the number of threads.
+
+    Args:
+        matrix: [m, n].
+        tiles: [n (rows) * n (columns), ...], contiguous.
+        halfway: buffer, one-dimensional, of n * m times as many values as the tiles' rest.
+        out: [m (columns) * m (rows), ...], contiguous, may be `tiles`: the axes change places.
+    """
+    m, n = matrix.shape
+    given, result = tiles.view(n, n, -1), out.view(m, m, -1)
+    first = halfway[: n * m * given.shape[2]].view(n, m, -1)
+    torch.bmm(matrix.expand(n, m, n), given, out=first)
+    torch.bmm(matrix.expand(m, m, n), first.transpose(0, 1), out=result)
 
 
 def pays(x: Tensor, weight: Tensor) -> bool:
@@ -69,7 +95,9 @@ def pays(x: Tensor, weight: Tensor) -> bool:
         weight: [outputs, C, (1 or 3,) 3, 3] of a convolution with stride 1, no groups and zero
             padding that keeps the size.
     """
-    return takes(x, weight) and enough_channels(weight) and _tiles(x) >= MIN_TILES
+    least = MIN_CHANNELS.get(tuple(weight.shape[2:]))
+    enough = least is not None and min(weight.shape[:2]) >= least
+    return enough and takes(x, weight) and _tiles(x) >= MIN_TILES
 
 
 def takes(x: Tensor, weight: Tensor) -> bool:
@@ -90,12 +118,6 @@ def takes(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def enough_channels(weight: Tensor) -> bool:
-    """Whether a convolution with these weights is one for `convolve` on a large enough map."""
-    least = MIN_CHANNELS.get(tuple(weight.shape[2:]))
-    return least is not None and min(weight.shape[:2]) >= least
-
-
 def _tiles(x: Tensor) -> int:
     height, width = x.shape[-2:]
     slices = x.shape[0] * math.prod(x.shape[2:-2])
@@ -103,9 +125,12 @@ def _tiles(x: Tensor) -> int:
 
 
 def transform_weight(weight: Tensor) -> Tensor:
-    """[outputs, C, (kd,) 3, 3] -> [kd, 36, C, outputs], a transposed view."""
+    """[outputs, C, (kd,) 3, 3] -> [kd, 36, C, outputs], a transposed view.
+
+    The 36 have the order of `_map_tiles`, columns before rows.
+    """
     outputs, channels = weight.shape[:2]
-    taps = weight.flatten(2).movedim(2, 0).reshape(-1, 9, outputs * channels)
+    taps = weight.mT.flatten(2).movedim(2, 0).reshape(-1, 9, outputs * channels)
     transformed = _squared(_WEIGHT_MAP, weight.dtype) @ taps
     return transformed.unflatten(2, (outputs, channels)).transpose(2, 3)
 
@@ -154,13 +179,19 @@ def _strips(
     depth, height, width, channels = x.shape
     tile_rows, columns = -(-height // OUT), -(-width // OUT)
     tiles = max(1, STRIP_VALUES // (IN * IN * columns * max(channels, outputs)))
-    slices = min(depth, tiles)
-    rows = min(tile_rows, max(1, tiles // slices))
+    slices = _evenly(depth, tiles)
+    rows = _evenly(tile_rows, max(1, tiles // slices))
     strip = _Strip(x, rows, slices, taps // 2, outputs)
     for row in range(0, tile_rows, rows):
         for z in range(0, depth, slices):
             place = min(z, depth - slices), min(row, tile_rows - rows)
             yield strip, *place, (z - place[0], row - place[1])
+
+
+def _evenly(length: int, limit: int) -> int:
+    """Length of the fewest parts of at most `limit` that overlap least."""
+    parts = -(-length // limit)
+    return -(-length // parts)
 
 
 def weight_gradient(x: Tensor, grad: Tensor, taps: int) -> Tensor:
@@ -188,7 +219,7 @@ def weight_gradient(x: Tensor, grad: Tensor, taps: int) -> Tensor:
             strip.read_gradient(result, z, row, known)
             strip.add_products(total)
     mapped = _squared(_WEIGHT_MAP, x.dtype).T @ total.flatten(2)
-    return mapped.view(taps, 3, 3, channels, outputs).permute(4, 3, 0, 1, 2)
+    return mapped.view(taps, 3, 3, channels, outputs).permute(4, 3, 0, 2, 1)
 
 
 class _Strip:
@@ -198,10 +229,11 @@ class _Strip:
         z, row: the first output slice and the first row of tiles.
         reach: slices that the kernel needs before and after.
         padded: [slices + 2 reach, 4 rows + 2, 4 columns + 2, C], the inputs with the padding.
-        gathered: [36, slices + 2 reach, tiles of a slice, C], the inputs of the tiles.
-        inputs: the same, transformed.
+        inputs: [36, slices + 2 reach, tiles of a slice, C], the inputs of the tiles, transformed;
+            of the 36, columns come before rows.
         mixed: [36, slices, tiles of a slice, outputs].
         results: [16, the same].
+        halfway: see `_map_tiles`.
     """
 
     def __init__(self, x: Tensor, rows: int, slices: int, reach: int, outputs: int) -> None:
@@ -211,10 +243,10 @@ class _Strip:
         tiles = rows * self.columns
         needed = slices + 2 * reach
         self.padded = x.new_zeros(needed, OUT * rows + 2, OUT * self.columns + 2, channels)
-        self.gathered = x.new_empty(IN * IN, needed, tiles, channels)
-        self.inputs = torch.empty_like(self.gathered)
+        self.inputs = x.new_empty(IN * IN, needed, tiles, channels)
         self.mixed = x.new_empty(IN * IN, slices, tiles, outputs)
         self.results = x.new_empty(OUT * OUT, slices, tiles, outputs)
+        self.halfway = x.new_empty(max(self.inputs.numel(), self.mixed.numel()))
 
     def read(self, x: Tensor, first: int, row: int) -> None:
         """Transform what the outputs from slice `first` and row `row` of tiles on need."""
@@ -235,9 +267,8 @@ class _Strip:
             (IN, IN, count, self.rows, self.columns, channels),
             (down, right, deep, OUT * down, OUT * right, 1),
         )
-        self.gathered.view(windows.shape).copy_(windows)
-        matrix = _squared(_INPUT_MAP, x.dtype)
-        torch.mm(matrix, self.gathered.flatten(1), out=self.inputs.flatten(1))
+        self.inputs.view(windows.shape).copy_(windows)
+        _map_tiles(_matrix(_INPUT_MAP, x.dtype), self.inputs, self.halfway, self.inputs)
 
     def mix(self, transformed: Tensor, bias: Tensor | None) -> None:
         """Multiply with the transformed weights, summed over the taps along the depth axis."""
@@ -254,8 +285,7 @@ class _Strip:
     def write(self, y: Tensor, first: int, row: int) -> None:
         """Transform to outputs and put them into y [D, H, W, outputs]."""
         width, outputs = y.shape[2:]
-        matrix = _squared(_OUTPUT_MAP, y.dtype)
-        torch.mm(matrix, self.mixed.flatten(1), out=self.results.flatten(1))
+        _map_tiles(_matrix(_OUTPUT_MAP, y.dtype), self.mixed, self.halfway, self.results)
         tiles = self.results.view(OUT, OUT, self.slices, self.rows, self.columns, outputs)
         tiles = tiles.permute(2, 3, 0, 4, 1, 5)
         target = y[first : first + self.slices, OUT * row : OUT * (row + self.rows)]
@@ -282,8 +312,8 @@ class _Strip:
         tiles.copy_(source.unflatten(2, (self.columns, OUT)).unflatten(1, (self.rows, OUT)))
         tiles[: known[0]] = 0
         tiles[:, : known[1]] = 0
-        matrix = _squared(_OUTPUT_MAP, grad.dtype).T
-        torch.mm(matrix, self.results.flatten(1), out=self.mixed.flatten(1))
+        matrix = _matrix(_OUTPUT_MAP, grad.dtype).T
+        _map_tiles(matrix, self.results, self.halfway, self.mixed)
 
     def add_products(self, total: Tensor) -> None:
         """Add to the gradient of the transformed weights [taps, 36, C, outputs]."""

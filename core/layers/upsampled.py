@@ -21,6 +21,8 @@ from torch.autograd.function import once_differentiable
 from tttunet.kernels import cpu_weight_gradient, cpu_winograd
 
 _CONVOLVE = {4: F.conv2d, 5: F.conv3d}
+#: Channels, by spatial axes, from which on Winograd's saving on the whole is larger.
+WINOGRAD_CHANNELS = {2: 128, 3: 64}
 #: Weights of the taps on the small map, [phase][tap][tap of the kernel].
 _FOLD = (((1, 0, 0), (0, 1, 1)), ((1, 1, 0), (0, 0, 1)))
 
@@ -40,8 +42,7 @@ def pays(low: Tensor, skip: Tensor | None, factors: tuple[int, ...], weight: Ten
         and low.movedim(1, -1).is_contiguous()
         and (skip is None or skip.movedim(1, -1).is_contiguous())
         and all(f == 1 or (f, k) == (2, 3) for f, k in zip(factors, weight.shape[2:], strict=True))
-        # Winograd's saving on the whole is larger.
-        and not cpu_winograd.enough_channels(weight)
+        and min(weight.shape[:2]) < WINOGRAD_CHANNELS[weight.ndim - 2]
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
@@ -71,6 +72,8 @@ def convolve_upsampled(
 
 
 def _convolve(x: Tensor, weight: Tensor, padding: list[int]) -> Tensor:
+    if cpu_winograd.pays(x, weight):
+        return cpu_winograd.convolution(x, weight, None)
     if cpu_weight_gradient.pays(x, weight):
         ones = [1] * len(padding)
         return cpu_weight_gradient.convolution(x, weight, None, ones, padding)
