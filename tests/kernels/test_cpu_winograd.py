@@ -83,8 +83,12 @@ def test_single_precision_keeps_five_digits(shape, kernel):
     assert float((y - expected).abs().max() / expected.abs().max()) < 2e-5
 
 
-def test_result_does_not_depend_on_the_threads():
-    x, weight, bias = (t.detach() for t in make((1, 128, 32, 36), 128, (3, 3), torch.float32))
+@pytest.mark.parametrize(
+    ("shape", "kernel"), [((1, 128, 32, 36), (3, 3)), ((1, 32, 4, 32, 36), (3, 3, 3))]
+)
+def test_result_does_not_depend_on_the_threads(shape, kernel):
+    x, weight, bias = (t.detach() for t in make(shape, shape[1], kernel, torch.float32))
+    assert pays(x, weight)
     results, before = [], torch.get_num_threads()
     try:
         for threads in (1, 2):

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tttunet.kernels import cpu_winograd
 from tttunet.layers import upsampled
 from tttunet.layers.residual import ResidualStage, to_channels_last
 
@@ -78,6 +79,24 @@ def test_stage_gives_the_same_both_ways(size, factors, with_skip, monkeypatch):
         torch.testing.assert_close(gradient, reference, rtol=1e-3, atol=1e-3)
     with torch.inference_mode():
         torch.testing.assert_close(stage.forward_upsampled(low, factors, skip), y)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(64, (16, 16)), (32, (1, 16, 16))])
+def test_wide_skips_go_winograds_way(channels, size, monkeypatch):
+    torch.manual_seed(0)
+    dim = len(size)
+    low = to_channels_last(torch.randn(1, channels, *size))
+    skip = to_channels_last(torch.randn(1, channels, *(2 * n for n in size)))
+    weight = torch.randn(channels, 2 * channels, *[3] * dim) / (18 * channels) ** 0.5
+    assert upsampled.pays(low, skip, (2,) * dim, weight)
+    maps = []
+    original = cpu_winograd.convolution
+    monkeypatch.setattr(cpu_winograd, "convolution", lambda *a: maps.append(a[0]) or original(*a))
+    y = upsampled.convolve_upsampled(low, skip, (2,) * dim, weight)
+    assert [one is skip for one in maps] == [True]
+    x = concatenated(low, (2,) * dim, skip)
+    expected = CONVOLVE[dim](x.double(), weight.double(), padding=1)
+    assert float((y - expected).abs().max() / expected.abs().max()) < 2e-5
 
 
 def test_pays_only_where_it_is_right():
