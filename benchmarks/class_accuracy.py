@@ -56,21 +56,28 @@ def dice_of_patients(cases: list[dict[str, Any]], pattern: str) -> dict[str, Any
 
     Args:
         cases: of the report.
-        pattern: regular expression; its first group in a case's name is the patient.
-
-    Raises:
-        SystemExit: a name does not match.
+        pattern: see `patient_of`.
     """
     sizes: dict[tuple[str, int], list[int]] = defaultdict(lambda: [0, 0])
     for case in cases:
-        if not (match := re.search(pattern, case["case"])):
-            raise SystemExit(f"{case['case']} does not match {pattern}.")
         for row in case["classes"]:
-            both = sizes[match[1], row["label"]]
+            both = sizes[patient_of(case["case"], pattern), row["label"]]
             both[0] += 2 * row["intersection"]
             both[1] += row["pred_size"] + row["truth_size"]
     scores = [overlap / size for overlap, size in sizes.values() if size]
     return {"patients": len({name for name, _ in sizes}), "dice_of_patients": fmean(scores)}
+
+
+def patient_of(name: str, pattern: str) -> str:
+    """The first group of a regular expression in the name of a case.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    match = re.search(pattern, name)
+    if not match or not match.groups():
+        raise SystemExit(f"--patient: '{pattern}' finds no group in '{name}'.")
+    return match[1]
 
 
 def main() -> None:
@@ -92,6 +99,10 @@ def main() -> None:
     options = parser.parse_args()
     dataset = open_dataset(options.dataset)
     cases = dataset.cases["val"]
+    if options.patient is not None:
+        # Before minutes are spent.
+        for case in cases:
+            patient_of(case.name, options.patient)
     rows = {}
     for name in options.models:
         model = load_model(name)
