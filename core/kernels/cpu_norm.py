@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-#: Bytes of a block per thread; the inner loops keep two or three of them in a core's L2 cache.
-BLOCK_BYTES = 1 << 19
+#: Bytes of a block per thread; larger ones leave the cache, smaller ones cost calls.
+BLOCK_BYTES = 1 << 20
 #: Values of a row whose columns are added up: fewer cost a loop's overhead and make long sums.
 MIN_WIDTH = 1024
+#: Bytes of a cache line of all processors of today that PyTorch runs on.
+CACHE_LINE = 64
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -111,6 +113,14 @@ def _blocks(*samples: Tensor, repeat: int = 1) -> list[tuple[Tensor, ...]]:
     return list(zip(*(_as_rows(s, repeat).split(height, 2) for s in samples), strict=True))
 
 
+def _positions_per_row(channels: int, positions: int) -> int:
+    """How many positions make a row whose columns are worth adding up, a divisor of all."""
+    repeat = 1
+    while positions % (2 * repeat) == 0 and repeat * channels < MIN_WIDTH:
+        repeat *= 2
+    return repeat
+
+
 def _forward(
     x: Tensor,
     weight: Tensor,
@@ -137,9 +147,7 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     where values have a large offset.
     """
     channels, positions = x.shape[1], x[0, 0].numel()
-    repeat = 1
-    while positions % (2 * repeat) == 0 and repeat * channels < MIN_WIDTH:
-        repeat *= 2
+    repeat = _positions_per_row(channels, positions)
     # Running statistics, of which nothing is kept, tell the operator in which dtype to add.
     dtype = torch.promote_types(x.dtype, torch.float32)
     unused = torch.zeros(2, repeat * channels, dtype=dtype)
@@ -218,11 +226,9 @@ class _InstanceNorm(torch.autograd.Function):
             torch.ops.aten.leaky_relu_backward.grad_input(grad, *out, ctx.slope, True, grad_input=g)
         of_weight, of_bias = torch.empty_like(mean), torch.empty_like(mean)
         for n in range(len(x)):
-            gradient, of_weight[n], of_bias[n] = torch.ops.aten.native_batch_norm_backward(
-                *(_as_rows(g[n]), _as_rows(x[n]), weight.to(mean.dtype)),
-                *(None, None, mean[n], rstd[n], True, 0.0, [True] * 3),
+            of_weight[n], of_bias[n] = _gradients(
+                g[n], x[n], weight.to(mean.dtype), mean[n], rstd[n], grad_x[n]
             )
-            _as_rows(grad_x[n]).copy_(gradient)
         return (
             grad_x,
             of_weight.sum(0).to(weight.dtype),
@@ -231,3 +237,48 @@ class _InstanceNorm(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _gradients(
+    g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, out: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of one sample's norm, without activation and residual.
+
+    Args:
+        g, x: gradient of the norm's result, and its input, [C, *spatial].
+        weight, mean, rstd: [C].
+        out: filled with the gradient of x; may be g.
+
+    Returns:
+        Gradients of the weight and the bias, [C].
+    """
+    channels, positions = len(x), x[0].numel()
+    repeat = _positions_per_row(channels, positions)
+    # Every thread of the operator adds up in a row of C values of its own. Rows that end within
+    # a cache line make the threads wait for each other, up to three times as long as they work.
+    aligned = channels * mean.element_size() % CACHE_LINE == 0
+    if aligned or repeat == 1 or x.dtype != mean.dtype:
+        gradient, *sums = torch.ops.aten.native_batch_norm_backward(
+            *(_as_rows(g), _as_rows(x), weight, None, None, mean, rstd),
+            *(True, 0.0, [True] * 3),
+        )
+        _as_rows(out).copy_(gradient)
+        return sums[0], sums[1]
+    means = mean.repeat(repeat)
+    _, *parts = torch.ops.aten.native_batch_norm_backward(
+        *(_as_rows(g, repeat), _as_rows(x, repeat), None, None, None, means, rstd.repeat(repeat)),
+        *(True, 0.0, [False, True, True]),
+    )
+    of_weight, of_bias = (part.view(repeat, channels).sum(0) for part in parts)
+    # rstd weight (g - mean(g) - (x - mean) rstd mean(g (x - mean) rstd))
+    factor = weight * rstd
+    slope, offset = -factor * rstd * of_weight / positions, -factor * of_bias / positions
+    scale = factor.repeat(repeat)[:, None, None]
+    norm = _Norm(slope.repeat(repeat), offset.repeat(repeat), means, torch.ones_like(means), eps=0)
+    blocks = _blocks(g, x, out, repeat=repeat)
+    scratch = torch.empty_like(blocks[0][0])
+    for gradients, inputs, target in blocks:
+        rest = scratch[:, :, : target.shape[2]]
+        norm(inputs, rest)
+        torch.addcmul(rest, gradients, scale, out=target)
+    return of_weight, of_bias

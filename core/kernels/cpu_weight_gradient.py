@@ -9,60 +9,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-
-from tttunet.kernels import cpu_winograd
 
 #: Values of a gathered strip: larger ones leave the cache, smaller ones make short products.
 STRIP_VALUES = 1 << 19
-#: Channels, by the kernel's depth, from which on Winograd's multiplications are fewer and faster.
-WINOGRAD_CHANNELS = {1: 32, 3: 16}
+#: Pairs of an input and an output channel below which products of single slices are too thin.
+MIN_PAIRS = 512
 #: Kernels without their depth axis, and along it.
 _ROWS, _DEPTHS = ((2, 2), (3, 3)), (1, 2, 3)
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-_CONVOLVE = {4: F.conv2d, 5: F.conv3d}
 
 
-def pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether `convolution(x, weight, ...)` is possible and its backward pass faster.
+def pays(weight: Tensor) -> bool:
+    """Whether `weight_gradient` is possible and, with AVX2 only, faster than PyTorch's.
 
     Args:
-        x: [batch, C, (D,) H, W].
-        weight: [outputs, C, (1, 2 or 3,) 2 or 3, the same] of a convolution without groups and
-            dilation.
+        weight: [outputs, C, *kernel].
     """
-    return (
-        # First, as compilers cannot follow the question after the processor.
-        cpu_winograd.takes(x, weight)
-        and torch.backends.cpu.get_cpu_capability() == "AVX2"
-        and torch.is_grad_enabled()
-        and weight.requires_grad
-        and tuple(weight.shape[-2:]) in _ROWS
-        and math.prod(weight.shape[2:-2]) in _DEPTHS
-        and x.numel() > 0
-    )
-
-
-def convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-) -> Tensor:
-    """`torch.nn.functional.conv2d` or `conv3d` where `pays(x, weight)`; differentiable once.
-
-    Args:
-        x, weight: see `pays`.
-        bias: [outputs].
-        stride, padding: per spatial axis; the padding is zeros.
-    """
-    return _Convolution.apply(x, weight, bias, tuple(stride), tuple(padding))
+    outputs, channels, *kernel = weight.shape
+    depth = math.prod(kernel[:-2])
+    # oneDNN is slowest where one channel comes in, and good at few.
+    enough = depth > 1 or channels == 1 or channels * outputs >= MIN_PAIRS
+    return enough and tuple(kernel[-2:]) in _ROWS and depth in _DEPTHS
 
 
 def weight_gradient(
@@ -141,50 +110,3 @@ def _add_products(total: Tensor, gathered: Tensor, gradient: Tensor, rows: int) 
     for tap, result in enumerate(total):
         first, remainder = divmod(tap, len(gathered))
         result.addmm_(gathered[remainder, first : first + rows].flatten(0, 1).t(), gradient)
-
-
-class _Convolution(torch.autograd.Function):
-    """PyTorch's convolution with another gradient of the weights."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: tuple[int, ...],
-        padding: tuple[int, ...],
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.has_bias, ctx.stride, ctx.padding = bias is not None, stride, padding
-        return _CONVOLVE[x.ndim](x, weight, bias, stride, padding)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=_CHANNELS_LAST[x.ndim])
-        grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            axes = x.ndim - 2
-            grad_x = torch.ops.aten.convolution_backward(
-                *(grad, x, weight, None, ctx.stride, ctx.padding),
-                *([1] * axes, False, [0] * axes, 1, [True, False, False]),
-            )[0]
-        if ctx.needs_input_grad[1]:
-            grad_weight = _weight_gradient(x, grad, weight, ctx.stride, ctx.padding)
-        if ctx.has_bias and ctx.needs_input_grad[2]:
-            grad_bias = grad.sum((0, *range(2, grad.ndim)))
-        return grad_x, grad_weight, grad_bias, None, None
-
-
-def _weight_gradient(
-    x: Tensor, grad: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]
-) -> Tensor:
-    """By the faster of the two ways."""
-    kernel = weight.shape[2:]
-    depth = math.prod(kernel[:-2])
-    plain = set(stride) == {1} and kernel[-1] == 3 and padding == tuple(k // 2 for k in kernel)
-    if plain and min(weight.shape[:2]) >= WINOGRAD_CHANNELS.get(depth, math.inf):
-        return cpu_winograd.weight_gradient(x, grad, depth).reshape(weight.shape)
-    return weight_gradient(x, grad, kernel, stride, padding)

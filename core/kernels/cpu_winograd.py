@@ -11,11 +11,9 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 #: Outputs along a tile's side, and the inputs they need.
 OUT, IN = 4, 6
@@ -88,34 +86,14 @@ def _map_tiles(matrix: Tensor, tiles: Tensor, halfway: Tensor, out: Tensor) -> N
 
 
 def pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether `convolve(x, ...)` is possible and faster than PyTorch's convolution.
+    """Whether `convolve(x, ...)` is faster than PyTorch's convolution.
 
     Args:
-        x: [batch, C, (D,) H, W].
-        weight: [outputs, C, (1 or 3,) 3, 3] of a convolution with stride 1, no groups and zero
-            padding that keeps the size.
+        x: [batch, C, (D,) H, W], or of outputs.
+        weight: [outputs, C, *kernel].
     """
     least = MIN_CHANNELS.get(tuple(weight.shape[2:]))
-    enough = least is not None and min(weight.shape[:2]) >= least
-    return enough and takes(x, weight) and _tiles(x) >= MIN_TILES
-
-
-def takes(x: Tensor, weight: Tensor) -> bool:
-    """Whether convolutions written here may take these: fp32 on the CPU, channels-last, no tracer.
-
-    Args:
-        x: [batch, C, (D,) H, W].
-        weight: of a convolution.
-    """
-    return (
-        not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and x.is_contiguous(memory_format=_CHANNELS_LAST[x.ndim])
-        and type(x) is Tensor
-        and not torch.is_autocast_enabled("cpu")
-    )
+    return least is not None and min(weight.shape[:2]) >= least and _tiles(x) >= MIN_TILES
 
 
 def _tiles(x: Tensor) -> int:
@@ -124,15 +102,24 @@ def _tiles(x: Tensor) -> int:
     return slices * -(-height // OUT) * -(-width // OUT)
 
 
-def transform_weight(weight: Tensor) -> Tensor:
+def transform_weight(weight: Tensor, backwards: bool = False) -> Tensor:
     """[outputs, C, (kd,) 3, 3] -> [kd, 36, C, outputs], a transposed view.
 
     The 36 have the order of `_map_tiles`, columns before rows.
+
+    Args:
+        weight: of a convolution.
+        backwards: make [kd, 36, outputs, C], with which the gradient of the convolution's result
+            becomes that of its input.
     """
     outputs, channels = weight.shape[:2]
-    taps = weight.mT.flatten(2).movedim(2, 0).reshape(-1, 9, outputs * channels)
-    transformed = _squared(_WEIGHT_MAP, weight.dtype) @ taps
-    return transformed.unflatten(2, (outputs, channels)).transpose(2, 3)
+    taps = weight.flatten(2).movedim(2, 0).reshape(-1, 9, outputs * channels)
+    # One matrix maps rows and columns, swaps them, and turns the kernel round where asked to.
+    pairs = _squared(_WEIGHT_MAP, weight.dtype).view(IN, IN, 3, 3).transpose(0, 1)
+    if backwards:
+        taps, pairs = taps.flip(0), pairs.flip(2, 3)
+    transformed = (pairs.reshape(IN * IN, 9) @ taps).unflatten(2, (outputs, channels))
+    return transformed if backwards else transformed.transpose(2, 3)
 
 
 def convolve(x: Tensor, transformed: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -321,42 +308,3 @@ class _Strip:
         for tap, gradient in enumerate(total):
             inputs = self.inputs[:, tap : tap + self.slices].flatten(1, 2)
             gradient.baddbmm_(inputs.transpose(1, 2), mixed)
-
-
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`torch.nn.functional.conv2d` or `conv3d` where `pays(x, weight)`; differentiable once.
-
-    The weights are transformed anew every time, which costs a few percent of the convolution:
-    a copy four times as large would have to be kept and to follow every change of the weights.
-    """
-    tensors = (x, weight) if bias is None else (x, weight, bias)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return _Winograd.apply(x, weight, bias)
-    return convolve(x, transform_weight(weight), bias)
-
-
-class _Winograd(torch.autograd.Function):
-    """`convolve` with gradients: that of the input is another such convolution."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
-        return convolve(x, transform_weight(weight), bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=_CHANNELS_LAST[x.ndim])
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            spatial = tuple(range(2, weight.ndim))
-            grad_x = convolve(grad, transform_weight(weight.flip(spatial).transpose(0, 1)))
-        grad_weight = grad_bias = None
-        if ctx.needs_input_grad[1]:
-            taps = weight.shape[2] if weight.ndim == 5 else 1
-            grad_weight = weight_gradient(x, grad, taps).reshape(weight.shape)
-        if ctx.has_bias and ctx.needs_input_grad[2]:
-            grad_bias = grad.sum((0, *range(2, grad.ndim)))
-        return grad_x, grad_weight, grad_bias

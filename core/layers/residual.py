@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tttunet import kernels
-from tttunet.kernels import cpu_norm, cpu_transposed, cpu_weight_gradient, cpu_winograd
+from tttunet.kernels import cpu_convolution, cpu_norm, cpu_transposed
 from tttunet.layers.upsampled import convolve_upsampled, pays, project_upsampled
 
 NEGATIVE_SLOPE = 0.01
@@ -82,12 +82,9 @@ class _FasterOnCPUs:
     groups: int
 
     def forward(self, x: Tensor, add_bias: bool = True) -> Tensor:
-        bias, whole = self.bias if add_bias else None, self.groups == 1
-        if whole and set(self.stride) == {1} and cpu_winograd.pays(x, self.weight):
-            return cpu_winograd.convolution(x, self.weight, bias)
-        if whole and cpu_weight_gradient.pays(x, self.weight):
-            arguments = self.stride, self.padding
-            return cpu_weight_gradient.convolution(x, self.weight, bias, *arguments)
+        bias, arguments = self.bias if add_bias else None, (self.stride, self.padding)
+        if self.groups == 1 and cpu_convolution.pays(x, self.weight, *arguments):
+            return cpu_convolution.convolution(x, self.weight, bias, *arguments)
         return self._conv_forward(x, self.weight, bias)  # type: ignore[attr-defined]
 
     def before_norm(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -232,12 +229,20 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        y, shift = self.conv1.before_norm(x)
-        adds_bias_later = isinstance(self.shortcut, _MatrixProduct)
-        if not adds_bias_later:
+        if not isinstance(self.shortcut, _MatrixProduct):
+            y, shift = self.conv1.before_norm(x)
             return self._rest(y, shift, self.shortcut(x), None)
         # The norm adds a constant anyway; the product would need a pass of its own for it.
-        return self._rest(y, shift, self.shortcut(x, add_bias=False), self.shortcut.bias)
+        y, residual = self._convolve_and_project(x)
+        return self._rest(y, self.conv1.no_shift(), residual, self.shortcut.bias)
+
+    def _convolve_and_project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The first convolution and the shortcut, both without their biases."""
+        conv, project = self.conv1, self.shortcut
+        if torch.is_grad_enabled() and cpu_convolution.takes(x, conv.weight):
+            weights = conv.weight, project.weight
+            return cpu_convolution.with_projection(x, *weights, conv.stride, conv.padding)
+        return conv(x, add_bias=False), project(x, add_bias=False)
 
     def forward_upsampled(
         self, low: Tensor, factors: tuple[int, ...], skip: Tensor | None

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tttunet.kernels import cpu_weight_gradient, cpu_winograd
+from tttunet.kernels import cpu_convolution
 
 _CONVOLVE = {4: F.conv2d, 5: F.conv3d}
 #: Channels, by spatial axes, from which on Winograd's saving on the whole is larger.
@@ -72,12 +72,10 @@ def convolve_upsampled(
 
 
 def _convolve(x: Tensor, weight: Tensor, padding: list[int]) -> Tensor:
-    if cpu_winograd.pays(x, weight):
-        return cpu_winograd.convolution(x, weight, None)
-    if cpu_weight_gradient.pays(x, weight):
-        ones = [1] * len(padding)
-        return cpu_weight_gradient.convolution(x, weight, None, ones, padding)
-    return _CONVOLVE[x.ndim](x, weight, None, 1, padding)
+    arguments = [1] * len(padding), padding
+    if cpu_convolution.pays(x, weight, *arguments):
+        return cpu_convolution.convolution(x, weight, None, *arguments)
+    return _CONVOLVE[x.ndim](x, weight, None, *arguments)
 
 
 def project_upsampled(

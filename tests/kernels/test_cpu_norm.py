@@ -7,7 +7,10 @@ from tttunet.kernels import cpu_norm
 from tttunet.kernels.cpu_norm import instance_norm, plain_instance_norm
 
 #: 2D and 3D, batches, odd sizes, one channel, a map of several blocks.
-SHAPES = [(2, 5, 7, 9), (1, 1, 4, 4), (2, 8, 3, 4, 5), (1, 32, 72, 64), (1, 130, 33, 31)]
+SHAPES = [
+    *[(2, 5, 7, 9), (1, 1, 4, 4), (2, 8, 3, 4, 5), (1, 32, 72, 64), (1, 130, 33, 31)],
+    (2, 24, 128, 192),
+]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 

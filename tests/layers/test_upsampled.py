@@ -90,8 +90,8 @@ def test_wide_skips_go_winograds_way(channels, size, monkeypatch):
     weight = torch.randn(channels, 2 * channels, *[3] * dim) / (18 * channels) ** 0.5
     assert upsampled.pays(low, skip, (2,) * dim, weight)
     maps = []
-    original = cpu_winograd.convolution
-    monkeypatch.setattr(cpu_winograd, "convolution", lambda *a: maps.append(a[0]) or original(*a))
+    original = cpu_winograd.convolve
+    monkeypatch.setattr(cpu_winograd, "convolve", lambda *a: maps.append(a[0]) or original(*a))
     y = upsampled.convolve_upsampled(low, skip, (2,) * dim, weight)
     assert [one is skip for one in maps] == [True]
     x = concatenated(low, (2,) * dim, skip)
