@@ -135,22 +135,19 @@ def convolve(x: Tensor, transformed: Tensor, bias: Tensor | None = None) -> Tens
     """
     shape = (x.shape[0], transformed.shape[3], *x.shape[2:])
     y = torch.empty(shape, dtype=x.dtype, memory_format=_CHANNELS_LAST[x.ndim])
-    for sample, result in zip(x, y, strict=True):
-        # [D, H, W, C], with one slice in 2D.
-        volume, target = (
-            m.movedim(0, -1) if x.ndim == 5 else m.movedim(0, -1)[None] for m in (sample, result)
-        )
-        _convolve_sample(volume, transformed, bias, target)
+    taps, _, _, outputs = transformed.shape
+    for volume, target in zip(_volumes(x), _volumes(y), strict=True):
+        for strip, z, row, _ in _strips(volume, taps, outputs):
+            strip.read(volume, z, row)
+            strip.mix(transformed, bias)
+            strip.write(target, z, row)
     return y
 
 
-def _convolve_sample(x: Tensor, transformed: Tensor, bias: Tensor | None, y: Tensor) -> None:
-    """[D, H, W, C] -> fill y [D, H, W, outputs]."""
-    taps, _, _, outputs = transformed.shape
-    for strip, z, row, _ in _strips(x, taps, outputs):
-        strip.read(x, z, row)
-        strip.mix(transformed, bias)
-        strip.write(y, z, row)
+def _volumes(x: Tensor) -> Tensor:
+    """[batch, C, (D,) H, W] -> volumes [*, D, H, W, C], a view; in 2D samples are slices of one."""
+    rows = x.movedim(1, -1)
+    return rows if x.ndim == 5 else rows[None]
 
 
 def _strips(
@@ -197,10 +194,7 @@ def weight_gradient(x: Tensor, grad: Tensor, taps: int) -> Tensor:
     """
     channels, outputs = x.shape[1], grad.shape[1]
     total = x.new_zeros(taps, IN * IN, channels, outputs)
-    for sample, one in zip(x, grad, strict=True):
-        volume, result = (
-            m.movedim(0, -1) if x.ndim == 5 else m.movedim(0, -1)[None] for m in (sample, one)
-        )
+    for volume, result in zip(_volumes(x), _volumes(grad), strict=True):
         for strip, z, row, known in _strips(volume, taps, outputs):
             strip.read(volume, z, row)
             strip.read_gradient(result, z, row, known)
