@@ -66,8 +66,8 @@ def _squared(rows: tuple[tuple[float, ...], ...], dtype: torch.dtype) -> Tensor:
         return torch.kron(matrix, matrix).to(dtype).contiguous()
 
 
-def _map_tiles(matrix: Tensor, tiles: Tensor, halfway: Tensor, out: Tensor) -> None:
-    """Apply a map along one axis of all tiles, then along the other.
+class _TileMap:
+    """A map applied along one axis of all tiles, then along the other.
 
     Two products of this size are faster than one with the map's square, and batches of them, with
     contiguous results, do not depend on the number of threads.
@@ -78,11 +78,17 @@ def _map_tiles(matrix: Tensor, tiles: Tensor, halfway: Tensor, out: Tensor) -> N
         halfway: buffer, one-dimensional, of n * m times as many values as the tiles' rest.
         out: [m (columns) * m (rows), ...], contiguous, may be `tiles`: the axes change places.
     """
-    m, n = matrix.shape
-    given, result = tiles.view(n, n, -1), out.view(m, m, -1)
-    first = halfway[: n * m * given.shape[2]].view(n, m, -1)
-    torch.bmm(matrix.expand(n, m, n), given, out=first)
-    torch.bmm(matrix.expand(m, m, n), first.transpose(0, 1), out=result)
+
+    def __init__(self, matrix: Tensor, tiles: Tensor, halfway: Tensor, out: Tensor) -> None:
+        m, n = matrix.shape
+        given, result = tiles.view(n, n, -1), out.view(m, m, -1)
+        first = halfway[: n * m * given.shape[2]].view(n, m, -1)
+        self._along_rows = matrix.expand(n, m, n), given, first
+        self._along_columns = matrix.expand(m, m, n), first.transpose(0, 1), result
+
+    def __call__(self) -> None:
+        for matrix, given, result in (self._along_rows, self._along_columns):
+            torch.bmm(matrix, given, out=result)
 
 
 def pays(x: Tensor, weight: Tensor) -> bool:
@@ -105,7 +111,7 @@ def _tiles(x: Tensor) -> int:
 def transform_weight(weight: Tensor, backwards: bool = False) -> Tensor:
     """[outputs, C, (kd,) 3, 3] -> [kd, 36, C, outputs], a transposed view.
 
-    The 36 have the order of `_map_tiles`, columns before rows.
+    The 36 have the order of `_TileMap`, columns before rows.
 
     Args:
         weight: of a convolution.
@@ -214,7 +220,6 @@ class _Strip:
             of the 36, columns come before rows.
         mixed: [36, slices, tiles of a slice, outputs].
         results: [16, the same].
-        halfway: see `_map_tiles`.
     """
 
     def __init__(self, x: Tensor, rows: int, slices: int, reach: int, outputs: int) -> None:
@@ -227,11 +232,23 @@ class _Strip:
         self.inputs = x.new_empty(IN * IN, needed, tiles, channels)
         self.mixed = x.new_empty(IN * IN, slices, tiles, outputs)
         self.results = x.new_empty(OUT * OUT, slices, tiles, outputs)
-        self.halfway = x.new_empty(max(self.inputs.numel(), self.mixed.numel()))
+        halfway = x.new_empty(max(self.inputs.numel(), self.mixed.numel()))
+        deep, down, right, _ = self.padded.stride()
+        extents = IN, IN, needed, rows, self.columns, channels
+        strides = down, right, deep, OUT * down, OUT * right, 1
+        self._windows = self.padded.as_strided(extents, strides)
+        self._tiles = self.inputs.view(extents)
+        extents = OUT, OUT, slices, rows, self.columns, outputs
+        # As `_as_tiles` has them.
+        self._outputs = self.results.view(extents).permute(2, 3, 0, 4, 1, 5)
+        inputs, back = (_matrix(one, x.dtype) for one in (_INPUT_MAP, _OUTPUT_MAP))
+        self._map_inputs = _TileMap(inputs, self.inputs, halfway, self.inputs)
+        self._map_outputs = _TileMap(back, self.mixed, halfway, self.results)
+        self._map_gradient = _TileMap(back.T, self.results, halfway, self.mixed)
 
     def read(self, x: Tensor, first: int, row: int) -> None:
         """Transform what the outputs from slice `first` and row `row` of tiles on need."""
-        depth, height, width, channels = x.shape
+        depth, height, width, _ = x.shape
         count, tall = self.padded.shape[:2]
         low, above = first - self.reach, OUT * row - 1
         near, far = max(low, 0), min(low + count, depth)
@@ -239,17 +256,16 @@ class _Strip:
         inside = self.padded[near - low : far - low]
         inside[:, top - above : bottom - above, 1 : width + 1] = x[near:far, top:bottom]
         # What lies outside of the map; the columns there were never anything but zero.
-        inside[:, : top - above] = 0
-        inside[:, bottom - above :] = 0
-        self.padded[: near - low] = 0
-        self.padded[far - low :] = 0
-        deep, down, right, _ = self.padded.stride()
-        windows = self.padded.as_strided(
-            (IN, IN, count, self.rows, self.columns, channels),
-            (down, right, deep, OUT * down, OUT * right, 1),
-        )
-        self.inputs.view(windows.shape).copy_(windows)
-        _map_tiles(_matrix(_INPUT_MAP, x.dtype), self.inputs, self.halfway, self.inputs)
+        if top > above:
+            inside[:, : top - above] = 0
+        if bottom < above + tall:
+            inside[:, bottom - above :] = 0
+        if near > low:
+            self.padded[: near - low] = 0
+        if far < low + count:
+            self.padded[far - low :] = 0
+        self._tiles.copy_(self._windows)
+        self._map_inputs()
 
     def mix(self, transformed: Tensor, bias: Tensor | None) -> None:
         """Multiply with the transformed weights, summed over the taps along the depth axis."""
@@ -265,16 +281,18 @@ class _Strip:
 
     def write(self, y: Tensor, first: int, row: int) -> None:
         """Transform to outputs and put them into y [D, H, W, outputs]."""
-        width, outputs = y.shape[2:]
-        _map_tiles(_matrix(_OUTPUT_MAP, y.dtype), self.mixed, self.halfway, self.results)
-        tiles = self.results.view(OUT, OUT, self.slices, self.rows, self.columns, outputs)
-        tiles = tiles.permute(2, 3, 0, 4, 1, 5)
+        width = y.shape[2]
+        self._map_outputs()
         target = y[first : first + self.slices, OUT * row : OUT * (row + self.rows)]
         if target.shape[1] == OUT * self.rows and width == OUT * self.columns:
-            target.unflatten(2, (self.columns, OUT)).unflatten(1, (self.rows, OUT)).copy_(tiles)
+            self._as_tiles(target).copy_(self._outputs)
         else:
-            whole = tiles.flatten(3, 4).flatten(1, 2)
+            whole = self._outputs.flatten(3, 4).flatten(1, 2)
             target.copy_(whole[:, : target.shape[1], :width])
+
+    def _as_tiles(self, x: Tensor) -> Tensor:
+        """[slices, 4 rows, 4 columns, outputs] -> view [slices, rows, 4, columns, 4, outputs]."""
+        return x.unflatten(2, (self.columns, OUT)).unflatten(1, (self.rows, OUT))
 
     def read_gradient(self, grad: Tensor, first: int, row: int, known: tuple[int, int]) -> None:
         """Transform the gradient [D, H, W, outputs] of the strip's outputs into `mixed`.
@@ -283,18 +301,17 @@ class _Strip:
             known: slices and rows of tiles at the beginning that count as zero.
         """
         width, outputs = grad.shape[2:]
-        tiles = self.results.view(OUT, OUT, self.slices, self.rows, self.columns, outputs)
-        tiles = tiles.permute(2, 3, 0, 4, 1, 5)
         source = grad[first : first + self.slices, OUT * row : OUT * (row + self.rows)]
         if source.shape[1] != OUT * self.rows or width != OUT * self.columns:
             whole = grad.new_zeros(self.slices, OUT * self.rows, OUT * self.columns, outputs)
             whole[:, : source.shape[1], :width] = source
             source = whole
-        tiles.copy_(source.unflatten(2, (self.columns, OUT)).unflatten(1, (self.rows, OUT)))
-        tiles[: known[0]] = 0
-        tiles[:, : known[1]] = 0
-        matrix = _matrix(_OUTPUT_MAP, grad.dtype).T
-        _map_tiles(matrix, self.results, self.halfway, self.mixed)
+        self._outputs.copy_(self._as_tiles(source))
+        if known[0]:
+            self._outputs[: known[0]] = 0
+        if known[1]:
+            self._outputs[:, : known[1]] = 0
+        self._map_gradient()
 
     def add_products(self, total: Tensor) -> None:
         """Add to the gradient of the transformed weights [taps, 36, C, outputs]."""
