@@ -25,7 +25,7 @@ from tttunet.models.model import Model
 
 #: Of the network's maps between one thread and all, as a share of the largest value.
 GATE_TOLERANCE = 1e-4
-_SAMPLE = "fluorescence_crowded.png"
+_SAMPLES = {2: "fluorescence_crowded.png", 3: "hippocampus.nii.gz"}
 
 #: In the order in which they happen.
 PARTS = ("preparation", "network", "tiles", "decoding")
@@ -88,7 +88,7 @@ def watch(network: nn.Module, phases: Phases) -> Iterator[None]:
 def make_image(model: Model, size: Sequence[int]) -> Image:
     """An image of any size that the model takes.
 
-    A mosaic of a shipped sample for 2D models, smooth noise for 3D ones, always the same.
+    A mosaic of a shipped sample, always the same: nuclei in 2D, a brain's MRI in 3D.
 
     Args:
         size: spatial, as many numbers as the model has axes.
@@ -105,16 +105,10 @@ def make_image(model: Model, size: Sequence[int]) -> Image:
             f"Give {network.dim} sizes of at least 2.",
         )
     channels = 1 if model.config.plan.channels == "rgb" else network.input_channels
-    if network.dim == 2:
-        sample = resources.files("tttunet.resources") / "samples" / _SAMPLE
-        with resources.as_file(sample) as path:
-            grey = load_image(path).array
-        grey = grey[0] if grey.ndim == 3 else grey
-    else:
-        from scipy import ndimage
-
-        noise = np.random.default_rng(0).random((64, 64, 64), dtype=np.float32)
-        grey = ndimage.gaussian_filter(noise, 3, mode="wrap")
+    sample = resources.files("tttunet.resources") / "samples" / _SAMPLES[network.dim]
+    with resources.as_file(sample) as path:
+        grey = load_image(path).array
+    grey = grey[0] if grey.ndim > network.dim else grey
     repeats = [-(-n // have) for n, have in zip(size, grey.shape, strict=True)]
     array = np.tile(grey, repeats)[tuple(map(slice, size))]
     if channels == 1:

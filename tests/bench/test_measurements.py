@@ -19,7 +19,7 @@ from tttunet.bench.scaling import Line, Series, measure_scaling
 from tttunet.bench.training import measure_training
 from tttunet.errors import DatasetError, OutputError, TTTUNetError
 from tttunet.inference.accelerate import SETTLED
-from tttunet.models.model import Model
+from tttunet.models.model import Model, load_model
 
 PNG = b"\x89PNG"
 
@@ -77,6 +77,13 @@ def test_images_are_of_any_size_and_always_the_same(model):
     for size in ((5, 5, 5), (1, 8)):
         with pytest.raises(TTTUNetError, match="Give 2 sizes of at least 2"):
             make_image(model, size)
+
+
+def test_images_of_volumes_are_an_mri():
+    image = make_image(load_model("hippocampus-mr"), (50, 20, 70))
+    assert image.array.shape == (50, 20, 70)
+    assert image.array.std() > 0
+    np.testing.assert_array_equal(image.array[38:], image.array[:12])
 
 
 RECIPE = {
