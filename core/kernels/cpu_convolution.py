@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tttunet.kernels import cpu_weight_gradient, cpu_winograd
+from tttunet.kernels import cpu_pointwise, cpu_weight_gradient, cpu_winograd
 
 #: Channels, by the kernel's depth, from which on Winograd's is the fastest gradient of the weights
 #: on CPUs with AVX2 only.
@@ -239,34 +239,19 @@ class _WithProjection(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, weight, projection)
         ctx.stride, ctx.padding = stride, padding
-        rows = _strided_rows(x, stride)
-        projected = rows.flatten(0, -2) @ projection.flatten(1).t()
         y = _convolve(x, weight, None, stride, padding)
-        return y, projected.view(*rows.shape[:-1], -1).movedim(-1, 1)
+        return y, cpu_pointwise.project(x, projection, None, stride)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_projected: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, projection = ctx.saved_tensors
         grad_x, grad_weight = _gradients(ctx, grad, x, weight)
-        rows = grad_projected.movedim(1, -1).flatten(0, -2)
         grad_projection = None
         if ctx.needs_input_grad[2]:
-            inputs = _strided_rows(x, ctx.stride).flatten(0, -2)
-            # The product of the smaller matrix, transposed, with the larger is the faster one.
-            fewer = inputs.shape[1] < rows.shape[1]
-            product = (inputs.t() @ rows).t() if fewer else rows.t() @ inputs
-            grad_projection = product.reshape(projection.shape)
+            arguments = grad_projected, projection, ctx.stride
+            grad_projection = cpu_pointwise.weight_gradient(x, *arguments)
         if grad_x is not None:
             grad_x = grad_x.contiguous(memory_format=_CHANNELS_LAST[x.ndim])
-            target, matrix = _strided_rows(grad_x, ctx.stride), projection.flatten(1)
-            if set(ctx.stride) == {1}:
-                target.view(-1, x.shape[1]).addmm_(rows, matrix)
-            else:
-                target += (rows @ matrix).view(target.shape)
+            cpu_pointwise.add_input_gradient(grad_x, grad_projected, projection, ctx.stride)
         return grad_x, grad_weight, grad_projection, None, None
-
-
-def _strided_rows(x: Tensor, stride: Sequence[int]) -> Tensor:
-    """[batch, *positions that a 1x1 convolution with this stride reads, C], a view."""
-    return x.movedim(1, -1)[(slice(None), *(slice(None, None, step) for step in stride))]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tttunet import kernels
-from tttunet.kernels import cpu_convolution, cpu_norm, cpu_transposed
+from tttunet.kernels import cpu_convolution, cpu_norm, cpu_pointwise, cpu_transposed
 from tttunet.layers.upsampled import convolve_upsampled, pays, project_upsampled
 
 NEGATIVE_SLOPE = 0.01
@@ -108,22 +108,21 @@ class SameConv3d(_FasterOnCPUs, nn.Conv3d):
 
 
 class _MatrixProduct:
-    """A 1x1 convolution: on channels-last maps a matrix product, with stride 1 without any copy.
-
-    With a stride, oneDNN's gradient of the weights (3.12, AVX2) writes past the end of its memory
-    where there are fewer than 8 input channels.
-    """
+    """A 1x1 convolution: on channels-last maps a matrix product."""
 
     weight: Any
     bias: Any
     stride: Any
 
     def forward(self, x: Tensor, add_bias: bool = True) -> Tensor:
-        rows, bias = x.movedim(1, -1), self.bias if add_bias else None
+        bias = self.bias if add_bias else None
+        if cpu_convolution.takes(x, self.weight):
+            return cpu_pointwise.convolution(x, self.weight, bias, self.stride)
+        rows = x.movedim(1, -1)
         if x.device.type != "cpu" or not rows.is_contiguous() or torch.jit.is_tracing():
             return self._conv_forward(x, self.weight, bias)  # type: ignore[attr-defined]
+        # Compilers and other dtypes see a product, whose gradients are right: see `cpu_pointwise`.
         rows = rows[(slice(None), *(slice(None, None, step) for step in self.stride))]
-        # A product and not F.linear: of so few inputs' gradients MKL makes the slow one there.
         flat, matrix = rows.flatten(0, -2), self.weight.flatten(1).t()
         y = flat @ matrix if bias is None else torch.addmm(bias, flat, matrix)
         return y.view(*rows.shape[:-1], y.shape[-1]).movedim(-1, 1)

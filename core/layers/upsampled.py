@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tttunet.kernels import cpu_convolution
+from tttunet.kernels import cpu_convolution, cpu_pointwise
 
 _CONVOLVE = {4: F.conv2d, 5: F.conv3d}
 #: Channels, by spatial axes, from which on Winograd's saving on the whole is larger.
@@ -37,15 +37,10 @@ def pays(low: Tensor, skip: Tensor | None, factors: tuple[int, ...], weight: Ten
         weight: [outputs, C + C2, *kernel].
     """
     return (
-        low.device.type == "cpu"
-        and low.dtype == weight.dtype == torch.float32
-        and low.movedim(1, -1).is_contiguous()
-        and (skip is None or skip.movedim(1, -1).is_contiguous())
+        cpu_convolution.takes(low, weight)
+        and (skip is None or cpu_convolution.takes(skip, weight))
         and all(f == 1 or (f, k) == (2, 3) for f, k in zip(factors, weight.shape[2:], strict=True))
         and min(weight.shape[:2]) < WINOGRAD_CHANNELS[weight.ndim - 2]
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
     )
 
 
@@ -82,13 +77,13 @@ def project_upsampled(
     low: Tensor, skip: Tensor | None, factors: tuple[int, ...], weight: Tensor
 ) -> Tensor:
     """The same for a 1x1 convolution."""
-    matrix, own = weight.flatten(1), low.shape[1]
-    small = F.linear(low.movedim(1, -1), matrix[:, :own])
+    own, ones = low.shape[1], [1] * len(factors)
+    small = cpu_pointwise.convolution(low, weight[:, :own], None, ones).movedim(1, -1)
     spread = _Spread.apply(small, factors)
     if skip is None:
         y = spread
     else:
-        y = F.linear(skip.movedim(1, -1), matrix[:, own:])
+        y = cpu_pointwise.convolution(skip, weight[:, own:], None, ones).movedim(1, -1)
         y = _split(y, factors).add_(spread)
     shape = [n * f for n, f in zip(small.shape[1:-1], factors, strict=True)]
     return y.reshape(len(low), *shape, small.shape[-1]).contiguous().movedim(-1, 1)
