@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+#: From so many positions on, and up to so many channels, PyTorch's own convolution is taken.
+MIN_POSITIONS, MAX_CHANNELS = 4096, 128
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _CONVOLVE = {4: F.conv2d, 5: F.conv3d}
 
@@ -39,8 +41,11 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence
 def project(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int]) -> Tensor:
     """`convolution` without gradients."""
     layout = _CHANNELS_LAST[x.ndim]
-    # There MKL's thin products take up to twice as long.
-    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+    # There MKL's thin products take up to twice as long. Of many channels and few positions oneDNN
+    # divides the channels among the threads, on whose number the rounding then depends.
+    channels = x.shape[1]
+    thin = channels <= MAX_CHANNELS and x.numel() >= MIN_POSITIONS * channels
+    if thin and torch.backends.cpu.get_cpu_capability() == "AVX2":
         return _CONVOLVE[x.ndim](x, weight, bias, stride).contiguous(memory_format=layout)
     rows, matrix = _strided_rows(x, stride), weight.flatten(1).t()
     batch, *size, _ = rows.shape

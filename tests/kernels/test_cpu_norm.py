@@ -141,7 +141,8 @@ def test_result_does_not_depend_on_the_threads():
     finally:
         torch.set_num_threads(before)
     for result in results[1:]:
-        torch.testing.assert_close(result, results[0], rtol=1e-6, atol=1e-6)
+        # To the last bit: Winograd's maps, which follow, make a multiple of what differs.
+        assert torch.equal(result, results[0])
 
 
 def test_nan_stays_visible():
