@@ -11,6 +11,7 @@ from tttunet.kernels import cpu_pointwise
 def _capability(request, monkeypatch):
     """The result is PyTorch's convolution on the one, a product on the other."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
+    monkeypatch.setattr(cpu_pointwise, "MIN_POSITIONS", 0)
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -49,3 +50,21 @@ def test_only_wanted_gradients(without):
     arguments[without].requires_grad_(False)
     cpu_pointwise.convolution(*arguments, (1, 1)).sum().backward()
     assert [a.grad is None for a in arguments] == [n == without for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "taken"),
+    [(4, 64, True), (128, 64, True), (4, 63, False), (129, 64, False)],
+)
+def test_pytorchs_own_only_for_large_thin_maps_with_avx2(channels, size, taken, monkeypatch):
+    """Elsewhere its rounding depends on the number of threads."""
+    monkeypatch.setattr(cpu_pointwise, "MIN_POSITIONS", 64 * 64)
+    calls = []
+    convolve = cpu_pointwise._CONVOLVE[4]
+    monkeypatch.setitem(
+        cpu_pointwise._CONVOLVE, 4, lambda *arguments: calls.append(1) or convolve(*arguments)
+    )
+    x, weight, _ = make((1, channels, 64, size), 3, (1, 1))
+    cpu_pointwise.project(x.detach(), weight.detach(), None, (1, 1))
+    avx2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
+    assert bool(calls) == (taken and avx2)
